@@ -1,0 +1,48 @@
+# Each target sets up what it needs; the first one takes a few minutes to install.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The plain pin takes the CUDA build where the index has it; see the README for the CPU build.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
+DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-xdist ruff tensorboard
+JOBS ?= 2
+
+.PHONY: run test check tour bench docs install dev clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt) hatchling editables
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) $(DEV)
+	touch $@
+
+install: $(VENV)/.installed  ## the program
+dev: $(VENV)/.dev  ## and what its development needs
+
+run: install  ## the whole loop on the shipped examples, and a real answer of the tuned model
+	$(BIN)/tunesmith run examples/parcel_desk/emails.jsonl
+	$(BIN)/tunesmith chat --once "Hello, my parcel KP-48213 should have been here on Tuesday. Where is it?"
+
+test: dev  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
+
+check: dev  ## format, lint, types, architecture
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+tour: install  ## run the README's tour and write its real output into the README
+	$(BIN)/python docs/tour.py
+
+bench: dev  ## speed of training and sampling on this machine
+	$(BIN)/python benchmarks/speed.py
+
+docs: dev  ## the reference of commands and of the recipe, from the code
+	$(BIN)/python docs/reference.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Is this data fit to learn from?"""

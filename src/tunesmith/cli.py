@@ -1,0 +1,463 @@
+"""The command line. Each command reads a recipe, calls the product, and prints.
+
+Rooms are imported inside the commands, so that `tunesmith --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tunesmith.errors import TunesmithError, UsageError
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Recipe
+    from tunesmith.store import RegisteredModel
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Fine-tune a model on your own examples, and know whether it was worth it.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The models that are here.")
+app.add_typer(models_app, name="models")
+
+out = Console(soft_wrap=True, highlight=False)
+
+Data = Annotated[list[str], typer.Argument(help="Files of examples, or - for standard input.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="A catalogue name, a hub id or a folder.")
+]
+FormatName = Annotated[str | None, typer.Option("--format", help="How a row is laid out.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--map", help="A column's name, as in prompt=question.")
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML file of settings.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, as in train.epochs=2.")
+]
+Validation = Annotated[str | None, typer.Option(help="A file of validation rows, or a size.")]
+Test = Annotated[str | None, typer.Option(help="A file of test rows, or a size.")]
+Graders = Annotated[
+    list[str] | None, typer.Option("--grader", help="A grader's name, or FILE.py:FUNCTION.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the split, the order and the adapter.")]
+Limit = Annotated[int | None, typer.Option(help="Take a random sample of this many rows.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Notes too.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+
+
+def _recipe(
+    data: Sequence[str],
+    *,
+    model: str | None = None,
+    form: str | None = None,
+    columns: Sequence[str] | None = None,
+    file: Path | None = None,
+    settings: Sequence[str] | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    graders: Sequence[str] | None = None,
+    seed: int | None = None,
+    limit: int | None = None,
+) -> Recipe:
+    from tunesmith import recipe as recipes
+
+    asked: dict[str, Any] = {}
+    if data:
+        asked["data.files"] = list(data)
+    for key, value in (
+        ("model.name", model),
+        ("data.format", form),
+        ("data.validation", _size(validation)),
+        ("data.test", _size(test)),
+        ("data.limit", limit),
+        ("train.seed", seed),
+    ):
+        if value is not None:
+            asked[key] = value
+    if columns:
+        pairs = [item.partition("=") for item in columns]
+        wrong = [item for item, (_, equals, _) in zip(columns, pairs, strict=True) if not equals]
+        if wrong:
+            raise UsageError(f"--map {wrong[0]}", expected="NAME=COLUMN, as in prompt=question")
+        asked["data.map"] = {name: column for name, _, column in pairs}
+    if graders:
+        asked["evaluate.graders"] = list(graders)
+    read = recipes.read(file, settings or ())
+    return recipes.with_values(read, asked) if asked else read
+
+
+def _size(text: str | None) -> str | int | float | None:
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() else number
+
+
+@app.command()
+def run(
+    data: Data,
+    model: ModelName = None,
+    form: FormatName = None,
+    columns: Columns = None,
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    validation: Validation = None,
+    test: Test = None,
+    graders: Graders = None,
+    folder: Out = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Stop after the first advice.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 4 on a 'do not ship'.")] = False,
+    as_json: AsJson = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole loop: check, measure, train, compare, verdict, register."""
+    from tunesmith.pipeline import run as pipeline
+    from tunesmith.screen import Terminal, arms
+
+    wanted = _recipe(
+        data, model=model, form=form, columns=columns, file=recipe, settings=settings,
+        validation=validation, test=test, graders=graders, seed=seed, limit=limit,
+    )  # fmt: skip
+    with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
+        command = pipeline.typed(sys.argv[1:])
+        ended = pipeline.run(wanted, out=folder, screen=screen, command=command, ask=ask)
+    if as_json:
+        _print_json(ended.report)
+    elif "arms" in ended.report:
+        out.print(arms(ended.report))
+        out.print()
+        out.print(ended.report["verdict"]["sentence"], markup=False, style="bold")
+        out.print(f"report  {ended.folder / 'report.html'}", markup=False)
+        out.print(f"model   {ended.report['model']['tuned']}", markup=False)
+        out.print(f"try it  tunesmith chat {ended.report['model']['tuned']}", markup=False)
+    if gate and not ended.ship:
+        raise typer.Exit(4)
+
+
+@app.command()
+def check(
+    data: Data,
+    model: ModelName = None,
+    form: FormatName = None,
+    columns: Columns = None,
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    validation: Validation = None,
+    test: Test = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """What is in the data, what is wrong with it, and what to do."""
+    from tunesmith.pipeline import check as checking
+    from tunesmith.screen import Terminal
+
+    wanted = _recipe(
+        data, model=model, form=form, columns=columns, file=recipe, settings=settings,
+        validation=validation, test=test, seed=seed, limit=limit,
+    )  # fmt: skip
+    with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
+        found = checking.check(wanted, screen)
+        if as_json:
+            _print_json(found.value)
+    if found.refused is not None:
+        raise found.refused
+
+
+@app.command()
+def train(
+    data: Annotated[list[str], typer.Argument(help="Files of examples, or one recipe (.yaml).")],
+    model: ModelName = None,
+    form: FormatName = None,
+    columns: Columns = None,
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    validation: Validation = None,
+    folder: Out = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train only: check the data, train, write the adapter."""
+    from tunesmith.pipeline import run as pipeline
+    from tunesmith.screen import Terminal
+
+    if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
+        data, recipe = [], Path(data[0])
+    wanted = _recipe(
+        data, model=model, form=form, columns=columns, file=recipe,
+        settings=["data.test=0", *(settings or ())], validation=validation, seed=seed, limit=limit,
+    )  # fmt: skip
+    with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
+        command = pipeline.typed(sys.argv[1:])
+        under_way = pipeline.open_run(wanted, out=folder, screen=screen, command=command)
+        pipeline.train(under_way)
+    adapter = under_way.folder.adapter
+    if as_json:
+        _print_json({"run": under_way.folder.id, "adapter": str(adapter)})
+    else:
+        out.print(f"adapter  {adapter}", markup=False)
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    arms: Annotated[
+        list[str], typer.Option("--arm", help="base, or the name of a model; may be repeated.")
+    ],
+    model: ModelName = None,
+    form: FormatName = None,
+    columns: Columns = None,
+    settings: Settings = None,
+    graders: Graders = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Any models side by side on any rows."""
+    from tunesmith.pipeline import sidebyside
+    from tunesmith.screen import Terminal
+    from tunesmith.screen import arms as table
+
+    wanted = _recipe(
+        data, model=model, form=form, columns=columns, settings=settings, graders=graders,
+        seed=seed, limit=limit,
+    )  # fmt: skip
+    with Terminal(quiet=quiet or as_json) as screen:
+        report = sidebyside.evaluate(wanted, arms, screen)
+    if as_json:
+        _print_json(report)
+        return
+    out.print(table(report))
+    for pair in report["comparisons"]:
+        out.print(
+            f"{pair['a']} - {pair['b']}: {pair['difference']:+.3f} "
+            f"(95 % {pair['low']:.3f} to {pair['high']:.3f}, p = {pair['p']:.2g}, {pair['n']} rows)",
+            markup=False,
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Ids or folders of finished runs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side."""
+    from tunesmith.models.fetch import home
+    from tunesmith.pipeline.folder import RunFolder
+    from tunesmith.screen import runs as table
+
+    reports: list[Any] = []
+    for name in runs:
+        path = Path(name) if Path(name).is_dir() else home() / "runs" / name
+        if not RunFolder(path).finished:
+            raise UsageError(
+                f"there is no finished run {name}",
+                expected=f"a folder with report.json, or an id in {home() / 'runs'}",
+            )
+        reports.append(RunFolder(path).read_json("report.json"))
+    if as_json:
+        _print_json(reports)
+    else:
+        out.print(table(reports))
+
+
+@app.command()
+def serve(
+    model: ModelName = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+) -> None:
+    """The OpenAI-compatible server: the base and every registered model."""
+    import asyncio
+
+    from tunesmith.api.app import serve as listen
+    from tunesmith.models.fetch import home
+    from tunesmith.store import Store
+
+    def announce(url: str) -> None:
+        out.print(f"serving at {url}/v1", markup=False)
+
+    with Store.at(home()) as store:
+        default = _deployment(store, model or None)
+        coming = listen(
+            default, store, logs=home() / "logs", host=host, port=port, announce=announce
+        )
+        asyncio.run(coming)
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(help="A model; the newest tuned one.")] = None,
+    once: Annotated[str | None, typer.Option("--once", help="Ask this and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal, over HTTP as a program would."""
+    import asyncio
+
+    from tunesmith.models.fetch import home
+    from tunesmith.pipeline import talk
+    from tunesmith.store import Store
+
+    with Store.at(home()) as store:
+        newest = next(iter(store.models()), None)
+        name = model or (newest.name if newest else None)
+        deployment = _deployment(store, name)
+        said = system if system is not None else talk.usual_system(store.model(deployment.name))
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{deployment.name}" + (f"\nsystem: {said}" if said else ""), markup=False)
+    asyncio.run(
+        talk.talk(
+            deployment,
+            system=said,
+            temperature=temperature,
+            once=once,
+            show=lambda text: out.print(text, markup=False, end=""),
+        )
+    )
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """The catalogue, and every registered model."""
+    from tunesmith.models.catalog import PACKAGED
+    from tunesmith.models.fetch import home
+
+    rows = [
+        {
+            "name": name,
+            "kind": "base",
+            "here": (home() / "models" / name).is_dir(),
+            "licence": item.licence,
+            "note": item.note,
+        }
+        for name, item in PACKAGED.items()
+    ]
+    rows += [
+        {"name": item.name, "kind": "tuned", "here": True, "base": item.base}
+        for item in _registered()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        told = f"of {row['base']}" if row["kind"] == "tuned" else f"{row['licence']}; {row['note']}"
+        here = "" if row["here"] else " (not fetched yet)"
+        out.print(f"{row['name']}{here}\n    {row['kind']}, {told}", markup=False)
+
+
+@models_app.command("pull")
+def pull_model(name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """Fetch a model, so that it is there without a network."""
+    from tunesmith.models.catalog import DEFAULT
+    from tunesmith.models.fetch import resolve
+
+    spec = resolve(name or DEFAULT, say=lambda text: out.print(text, markup=False))
+    out.print(f"{spec.name} is in {spec.folder} (weights {spec.weights_hash[:12]})", markup=False)
+
+
+@models_app.command("show")
+def show_model(name: str, as_json: AsJson = False) -> None:
+    """What is known of a model."""
+    from dataclasses import asdict
+
+    from tunesmith.models.fetch import resolve
+
+    found: Any = next((item for item in _registered() if item.name == name), None) or resolve(name)
+    value = {
+        key: str(item) if isinstance(item, Path) else item for key, item in asdict(found).items()
+    }
+    if as_json:
+        _print_json(value)
+        return
+    for key, item in value.items():
+        out.print(f"{key:>16}  {item}", markup=False)
+
+
+@models_app.command("remove")
+def remove_model(name: str) -> None:
+    """Forget a tuned model; its run's folder stays."""
+    from tunesmith.models.fetch import home
+    from tunesmith.store import Store
+
+    with Store.at(home()) as store:
+        if not store.remove_model(name):
+            raise UsageError(f"there is no tuned model {name}", remedy="See tunesmith models list.")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine can do, what is missing, and what to type."""
+    from tunesmith.pipeline.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json(findings)
+        return
+    for item in findings:
+        mark = "ok " if item["ok"] else "-- "
+        out.print(f"{mark} {item['what']}: {item['found']}", markup=False)
+        if item["remedy"]:
+            out.print(f"      {item['remedy']}", markup=False)
+
+
+def _registered() -> list[RegisteredModel]:
+    from tunesmith.models.fetch import home
+    from tunesmith.store import Store
+
+    with Store.at(home()) as store:
+        return store.models()
+
+
+def _deployment(store: Any, name: str | None) -> Any:
+    from tunesmith.pipeline.talk import deployment
+
+    return deployment(store, name, say=lambda text: typer.echo(text, err=True))
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """The entry point: problems a person can mend are printed without a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        app()
+    except TunesmithError as error:
+        errors.print(f"[red]error[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,69 @@
+"""What one training row is, once it is read: the three kinds of example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunesmith.chat import Message, Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a row stands: file name as given and its 1-based line (or row, where a format has no lines)."""
+
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A demonstration: at least one assistant turn, the last turn is the assistant's."""
+
+    messages: tuple[Message, ...]
+    source: Source
+    tools: tuple[Tool, ...] = ()
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """Everything before the final answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> Message:
+        """The final assistant turn."""
+        return self.messages[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse answer."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    source: Source
+    tools: tuple[Tool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedPreference:
+    """A prompt with one answer and whether it was good (the rows of KTO)."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    label: bool
+    source: Source
+    tools: tuple[Tool, ...] = ()
+
+
+Example = Conversation | Preference | UnpairedPreference
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One row that is not used, and why: an entry of rejected.jsonl."""
+
+    source: Source
+    reason: str
+    row: str
+    """The row as it was found, cut to 2,000 characters."""

@@ -1,0 +1,70 @@
+"""The exceptions of tunesmith, all of them.
+
+    TunesmithError              anything a person can mend; printed without a traceback
+    ├── UsageError              wrong option, unknown recipe key, contradicting settings      exit 2
+    ├── DataError               the data as a whole is refused                                exit 3
+    │   └── RowError            one row is refused; the others may go on
+    ├── ModelError              a model is missing, damaged, or not what it was said to be     exit 1
+    │   └── AdapterError        an adapter does not belong to these weights, or is incomplete
+    ├── TrainingError           a run cannot go on (non-finite gradient, locked folder)        exit 1
+    └── EngineError             a serving process does not start, answer or agree              exit 1
+
+Every message says what was found, what was expected and what to type.
+"""
+
+from __future__ import annotations
+
+
+class TunesmithError(Exception):
+    """A problem that the person at the keyboard can mend.
+
+    Args:
+        found: what is there.
+        expected: what should have been there.
+        remedy: the command or edit that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, expected: str = "", remedy: str = "") -> None:
+        super().__init__(found, expected, remedy)
+        self.found, self.expected, self.remedy = found, expected, remedy
+
+    def __str__(self) -> str:
+        parts = [self.found]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        text = "; ".join(parts)
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+class UsageError(TunesmithError):
+    """Wrong option, unknown key or settings that contradict each other."""
+
+    exit_code = 2
+
+
+class DataError(TunesmithError):
+    """The data as a whole is refused."""
+
+    exit_code = 3
+
+
+class RowError(DataError):
+    """One row is refused: raised by parsers, which know the row but not the file."""
+
+
+class ModelError(TunesmithError):
+    """A model is missing, damaged or not what it was said to be."""
+
+
+class AdapterError(ModelError):
+    """An adapter does not belong to these weights, or is incomplete."""
+
+
+class TrainingError(TunesmithError):
+    """A run cannot go on."""
+
+
+class EngineError(TunesmithError):
+    """A serving process does not start, answer or agree with the trainer."""

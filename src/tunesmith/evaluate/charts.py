@@ -1,0 +1,225 @@
+"""The two drawings of the report, as SVG that needs no script: intervals and loss curves.
+
+Widths are in percent and heights in pixels, so a drawing fills any column and its text keeps its
+size. Colours and strokes are the style sheet's: the elements carry classes only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+Point = tuple[float, float]
+BAND, AXIS = 46, 24
+PLOT = 220
+MOST_POINTS = 600
+LONGEST_LABEL = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One line of a forest plot: an estimate with its 95 % interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    strong: bool = False
+
+
+def number(value: object, sign: bool = False) -> str:
+    """A value as the page writes it: counts in full, measurements with 3 significant digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int):
+        text = f"{value:,}"
+    elif abs(value) >= 999.5:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:#.3g}".rstrip(".")
+    return ("+" if sign and value > 0 else "") + text.replace("-", "\N{MINUS SIGN}")
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(times * power for times in (1, 2, 5, 10) if times * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def forest(title: str, intervals: Sequence[Interval], reference: float | None = None) -> Markup:
+    """Estimates with their intervals on one axis; `reference` draws a line, as at no difference."""
+    bounds = [edge for line in intervals for edge in (line.low, line.high, line.value)]
+    marks = ticks(*_span(bounds if reference is None else [*bounds, reference]))
+    foot = BAND * len(intervals) + 4
+    parts = [
+        Markup('<svg class="forest" role="img" aria-label="{}" width="100%" height="{}">').format(
+            title + ": " + "; ".join(f"{line.label} {_read(line)}" for line in intervals),
+            foot + AXIS,
+        )
+    ]
+    parts += _x_axis(marks, foot)
+    if reference is not None:
+        at = _percent(reference, marks)
+        parts.append(_line("reference", at, at, 0, foot))
+    for index, line in enumerate(intervals):
+        top = index * BAND
+        parts.append(
+            Markup(
+                '<g class="{}"><text x="0" y="{}">{}</text>'
+                '<text class="figure" x="100%" y="{}" text-anchor="end">{}</text>'
+            ).format("strong" if line.strong else "", top + 17, _short(line), top + 17, _read(line))
+        )
+        y = top + 32
+        parts.append(_line("span", _percent(line.low, marks), _percent(line.high, marks), y, y))
+        parts += [
+            _line("cap", _percent(edge, marks), _percent(edge, marks), y - 4, y + 4)
+            for edge in (line.low, line.high)
+        ]
+        parts.append(_dot("dot", _percent(line.value, marks), y))
+        parts.append(Markup("</g>"))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def curves(train: Sequence[Point], validation: Sequence[Point], best: float | None) -> Markup:
+    """Loss against step: every train step, their running mean, and the validation points.
+
+    The points are (step, loss), sorted by step; at least one of both lists is not empty.
+    """
+    everything = [*train, *validation]
+    rows = ticks(*_span([loss for _, loss in everything]), about=4)
+    columns = ticks(0, max(step for step, _ in everything))
+    heights = [(mark, PLOT * (1 - _share(mark, rows)) + 8) for mark in rows]
+    axis = [
+        Markup('<text class="tick" x="100%" y="{:.1f}" text-anchor="end">{:g}</text>').format(
+            y + 4, mark
+        )
+        for mark, y in heights
+    ]
+    parts = [_line("grid", 0, 100, y, y) for _, y in heights]
+    parts += _x_axis(columns, PLOT + 10, lines=False)
+    drawn = (("raw", train), ("train", smooth(train)), ("validation", validation))
+    paths = [_path(name, points, columns, rows) for name, points in drawn if len(points) > 1]
+    parts.append(
+        Markup(
+            '<svg y="8" width="100%" height="{}" viewBox="0 0 1000 1000" '
+            'preserveAspectRatio="none">{}</svg>'
+        ).format(PLOT, Markup("").join(paths))
+    )
+    parts += [
+        _dot("validation", _percent(step, columns), PLOT * (1 - _share(loss, rows)) + 8)
+        for step, loss in validation
+    ]
+    if best is not None:
+        parts += _best(best, _percent(best, columns))
+    return Markup(
+        '<div class="plot"><svg aria-hidden="true" width="44" height="{0}">{1}</svg>'
+        '<svg role="img" aria-label="{2}" width="100%" height="{0}">{3}</svg></div>'
+    ).format(PLOT + 36, Markup("").join(axis), _told(train, validation), Markup("").join(parts))
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """Mean over a twentieth of the steps, centred, so that it does not lag behind the loss.
+
+    Towards both ends the window narrows on both sides alike.
+    """
+    sums = [0.0, *itertools.accumulate(loss for _, loss in points)]
+    out: list[Point] = []
+    for index, (step, _) in enumerate(points):
+        reach = min(len(points) // 40, index, len(points) - 1 - index)
+        low, high = index - reach, index + reach + 1
+        out.append((step, (sums[high] - sums[low]) / (high - low)))
+    return out
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _share(value: float, marks: Sequence[float]) -> float:
+    return (value - marks[0]) / (marks[-1] - marks[0])
+
+
+def _percent(value: float, marks: Sequence[float]) -> float:
+    return 100 * _share(value, marks)
+
+
+def _line(name: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{:.2f}%" x2="{:.2f}%" y1="{:.1f}" y2="{:.1f}"/>').format(
+        name, x1, x2, y1, y2
+    )
+
+
+def _dot(name: str, x: float, y: float) -> Markup:
+    return Markup('<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="4"/>').format(name, x, y)
+
+
+def _anchor(percent: float) -> str:
+    if percent < 12:
+        return "start"
+    return "end" if percent > 88 else "middle"
+
+
+def _x_axis(marks: Sequence[float], foot: float, lines: bool = True) -> list[Markup]:
+    out: list[Markup] = []
+    for mark in marks:
+        at = _percent(mark, marks)
+        if lines:
+            out.append(_line("grid", at, at, 0, foot))
+        # Only a label at the very edge is aligned with it: the others stand under their mark.
+        anchor = _anchor(at) if at in (0, 100) else "middle"
+        out.append(
+            Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>').format(
+                at, foot + 16, anchor, f"{mark:,g}".replace("-", "\N{MINUS SIGN}")
+            )
+        )
+    return out
+
+
+def _path(
+    name: str, points: Sequence[Point], columns: Sequence[float], rows: Sequence[float]
+) -> Markup:
+    stride = math.ceil(len(points) / MOST_POINTS)
+    kept = [*points[::stride], points[-1]]
+    text = " ".join(
+        f"{1000 * _share(step, columns):.1f},{1000 * (1 - _share(loss, rows)):.1f}"
+        for step, loss in kept
+    )
+    return Markup('<polyline class="{}" points="{}" vector-effect="non-scaling-stroke"/>').format(
+        name, text
+    )
+
+
+def _best(step: float, at: float) -> list[Markup]:
+    label = Markup('<text class="best" x="{:.2f}%" y="4" text-anchor="{}">best: step {}</text>')
+    return [_line("best", at, at, 8, PLOT + 8), label.format(at, _anchor(at), f"{step:,g}")]
+
+
+def _told(train: Sequence[Point], validation: Sequence[Point]) -> str:
+    told = [
+        f"{name} loss from {number(float(points[0][1]))} at step {points[0][0]:g} "
+        f"to {number(float(points[-1][1]))} at step {points[-1][0]:g}"
+        for name, points in (("train", smooth(train)), ("validation", validation))
+        if points
+    ]
+    return "Loss curves: " + "; ".join(told)
+
+
+def _read(line: Interval) -> str:
+    value, low, high = (number(float(part)) for part in (line.value, line.low, line.high))
+    return f"{value} ({low} to {high})"
+
+
+def _short(line: Interval) -> str:
+    fits = len(line.label) <= LONGEST_LABEL
+    return line.label if fits else line.label[: LONGEST_LABEL - 1] + "…"

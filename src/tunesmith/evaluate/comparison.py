@@ -1,0 +1,197 @@
+"""Arms against each other on the rows both answered, the noise floor, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tunesmith.errors import UsageError
+from tunesmith.evaluate import statistics
+from tunesmith.evaluate.evaluation import ArmKind, Measured
+from tunesmith.graders.choose import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """a - b on one metric over `n` rows, with its 95 % interval and two-sided p-value."""
+
+    a: str
+    b: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How far one model is from itself when measured again.
+
+    Attributes:
+        difference: of the metric between the two measurements, absolute.
+        changed: share of rows whose answer is not the same text.
+    """
+
+    metric: str
+    difference: float
+    changed: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the tuned model is worth shipping, in one sentence with its numbers."""
+
+    ship: bool
+    sentence: str
+
+
+def compare(a: Measured, b: Measured, metric: str, *, seed: int = 0) -> Comparison:
+    """a - b on a metric of a row, over the rows that both answered, matched by id.
+
+    Raises:
+        UsageError: no row has the metric in both, as is so for a metric of a whole set of rows.
+    """
+    theirs = {sample.id: sample for sample in b.samples if metric in sample.scores}
+    mine = [s for s in a.samples if metric in s.scores and s.id in theirs]
+    if not mine:
+        raise UsageError(
+            f"{a.arm} and {b.arm} have no row in common that is scored by {metric}",
+            expected="a metric of single rows, and the same rows in both",
+        )
+    result = statistics.paired(
+        [sample.scores[metric] for sample in mine],
+        [theirs[sample.id].scores[metric] for sample in mine],
+        [sample.cluster for sample in mine],
+        seed,
+    )
+    return Comparison(
+        a.arm, b.arm, metric, result.value, result.low, result.high, result.p, result.n
+    )
+
+
+def noise_floor(first: Measured, second: Measured, metric: str) -> Noise:
+    """Two measurements of one model, the second in another order and batch size."""
+    found = compare(first, second, metric)
+    again = {sample.id: sample.output for sample in second.samples}
+    both = [sample for sample in first.samples if sample.id in again]
+    changed = sum(sample.output != again[sample.id] for sample in both) / len(both)
+    return Noise(metric, abs(found.difference), changed, found.n)
+
+
+def verdict(
+    tuned: Measured,
+    base: Measured | None,
+    prompt: Measured | None,
+    classical: Measured | None,
+    comparisons: Sequence[Comparison],
+    *,
+    metric: str,
+    task: Task,
+    goal: float | None = None,
+    noise: Noise | None = None,
+) -> Verdict:
+    """Ship it, or don't, in one sentence.
+
+    It is a no, by the first reason that holds: there is no base to compare with; the gain over it
+    may be chance (its interval reaches zero, or p is 0.05 or more), or is within the noise floor;
+    prompting or the classical arm does as well (tuned's lead over it fails the same two tests);
+    the goal is not reached. What does as well is named to be used instead, and also where tuned
+    gains nothing while that gains over the base.
+
+    Args:
+        comparisons: every pair of arms on `metric`, in any direction.
+        goal: value of `metric` to reach.
+    """
+    tried = [arm for arm in (base, prompt, classical) if arm is not None]
+    facts = _facts(tuned, tried, comparisons, metric, task)
+    if base is None:
+        return Verdict(False, f"No verdict: {facts}, and the base was not measured.")
+    gain = _difference(comparisons, tuned, base, metric)
+    rivals = [arm for arm in (prompt, classical) if arm is not None]
+    rivals.sort(key=lambda arm: -arm.scores[metric].value)
+    gained = _doubt(gain, noise) is None
+    for arm in rivals:
+        lead = _difference(comparisons, tuned, arm, metric)
+        worth = gained or _doubt(_difference(comparisons, arm, base, metric), noise) is None
+        if worth and _doubt(lead, noise) is not None:
+            how = "better" if lead.high < 0 else "as well"
+            name = _name(arm.kind, task)
+            return Verdict(False, f"Use {name} instead: {facts}; {name} does {how}, untrained.")
+    doubt = _doubt(gain, noise)
+    if doubt is not None:
+        return Verdict(False, f"Do not ship it: {facts}; {doubt}.")
+    reached = tuned.scores[metric].value
+    if goal is not None and reached < goal:
+        return Verdict(False, f"Do not ship it: {facts}; the goal of {goal:g} is not reached.")
+    tail = f"; the goal of {goal:g} is reached" if goal is not None else ""
+    return Verdict(True, f"Ship it: {facts}{tail}.")
+
+
+def _difference(
+    comparisons: Sequence[Comparison], a: Measured, b: Measured, metric: str
+) -> Comparison:
+    for found in comparisons:
+        if found.metric == metric and (found.a, found.b) == (a.arm, b.arm):
+            return found
+        if found.metric == metric and (found.a, found.b) == (b.arm, a.arm):
+            return replace(
+                found,
+                a=a.arm,
+                b=b.arm,
+                difference=-found.difference,
+                low=-found.high,
+                high=-found.low,
+            )
+    return compare(a, b, metric)
+
+
+def _doubt(gain: Comparison, noise: Noise | None) -> str | None:
+    """Why the gain does not count, or None where it does."""
+    if gain.high < 0:
+        return f"it does worse than {gain.b}"
+    if gain.low <= 0:
+        return f"the gain over {gain.b} may be chance (p = {gain.p:.2g})"
+    if gain.p >= 0.05:
+        return f"{gain.n} rows are too few to rule out chance (p = {gain.p:.2g})"
+    if noise is not None and gain.difference <= noise.difference:
+        return f"the base differs from itself by {noise.difference:.2f} when measured again"
+    return None
+
+
+def _name(kind: ArmKind, task: Task) -> str:
+    if kind == "classical":
+        return "the classifier" if task == "labels" else "the nearest training row"
+    return {"base": "the base", "prompt": "prompting alone", "tuned": "tuned"}[kind]
+
+
+def _facts(
+    tuned: Measured,
+    others: Sequence[Measured],
+    comparisons: Sequence[Comparison],
+    metric: str,
+    task: Task,
+) -> str:
+    score = tuned.scores[metric]
+    rows = f"{score.n:,} unseen rows"
+    if metric != "exact":
+        text = f"tuned reaches {metric} {score.value:.2f} on {rows}"
+    elif task in ("json", "calls"):
+        what = "values" if task == "json" else "calls"
+        text = f"tuned gives the reference's {what} on {score.value:.2f} of {rows}"
+    else:
+        text = f"tuned answers {score.value:.2f} of {rows} exactly as the reference"
+    parts: list[str] = []
+    for arm in others:
+        found = _difference(comparisons, tuned, arm, metric)
+        span = f"{'' if parts else '95 % '}{found.low:.2f} to {found.high:.2f}"
+        parts.append(
+            f"{arm.scores[metric].value:.2f} for {_name(arm.kind, task)}"
+            f" ({found.difference:+.2f}, {span})"
+        )
+    if not parts:
+        return text
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"{text} against {listed}"

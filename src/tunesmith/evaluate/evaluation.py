@@ -1,0 +1,211 @@
+"""Arms answer the same rows; graders score what they wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.chat import (
+    CALL_OPEN,
+    ChatModel,
+    Completion,
+    FinishReason,
+    Message,
+    SamplingParams,
+    TextScorer,
+    answer_text,
+)
+from tunesmith.data.examples import Conversation
+from tunesmith.evaluate import statistics
+from tunesmith.evaluate.statistics import Interval
+from tunesmith.graders.grader import Grader
+
+ArmKind = Literal["base", "classical", "prompt", "tuned"]
+Build = Callable[[Conversation], Sequence[Message]]
+"""What is sent for a row."""
+Progress = Callable[[int, int], None]
+"""Told after every row: how many are done, and of how many."""
+
+
+def bare(row: Conversation) -> Sequence[Message]:
+    """The row's own prompt and nothing else."""
+    return row.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of answering that is under test.
+
+    Attributes:
+        build: the messages sent for a row; the row's own prompt unless told otherwise.
+        scorer: says how likely the reference is; None leaves `logprob` out.
+    """
+
+    name: str
+    kind: ArmKind
+    model: ChatModel
+    build: Build = bare
+    scorer: TextScorer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer, scored.
+
+    Attributes:
+        id: FILE:LINE of the row, with #2, #3... where a file's line gave several rows.
+        prompt: the last user turn.
+        seconds: wall time of the request.
+        cluster: the same for rows whose whole prompt is the same.
+    """
+
+    id: str
+    prompt: str
+    reference: str
+    output: str
+    scores: Mapping[str, float]
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    finish_reason: FinishReason
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An arm's answers and, for each metric, its value over them with an interval."""
+
+    arm: str
+    kind: ArmKind
+    samples: tuple[Sample, ...]
+    scores: Mapping[str, Interval]
+
+
+async def evaluate(
+    arm: Arm,
+    examples: Sequence[Conversation],
+    graders: Sequence[Grader],
+    *,
+    params: SamplingParams,
+    concurrency: int = 16,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Measured:
+    """The arm's answers to all examples, scored; samples are in the order of the examples.
+
+    Args:
+        params: sampling settings, `max_tokens` among them.
+        concurrency: requests under way at once; a local engine batches them.
+        seed: of the bootstrap.
+
+    Raises:
+        EngineError: whatever the model raised for a row; the other requests are cancelled.
+    """
+    samples = await answer(
+        arm, examples, graders, params=params, concurrency=concurrency, progress=progress
+    )
+    return Measured(arm.name, arm.kind, samples, summarise(samples, graders, seed))
+
+
+async def answer(
+    arm: Arm,
+    examples: Sequence[Conversation],
+    graders: Sequence[Grader],
+    *,
+    params: SamplingParams,
+    concurrency: int = 16,
+    progress: Progress | None = None,
+) -> tuple[Sample, ...]:
+    """As `evaluate`, without the summary."""
+    slots = asyncio.Semaphore(concurrency)
+    names = row_ids(examples)
+    done = 0
+
+    async def one(row: Conversation, name: str) -> Sample:
+        nonlocal done
+        async with slots:
+            sample = await _answer_row(arm, row, name, graders, params)
+        done += 1
+        if progress is not None:
+            progress(done, len(examples))
+        return sample
+
+    tasks = [asyncio.create_task(one(row, name)) for row, name in zip(examples, names, strict=True)]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _answer_row(
+    arm: Arm, row: Conversation, name: str, graders: Sequence[Grader], params: SamplingParams
+) -> Sample:
+    messages, reference = arm.build(row), answer_text(row.answer)
+    start = time.perf_counter()
+    completion = await arm.model.complete(messages, params, row.tools)
+    seconds = time.perf_counter() - start
+    output = written(completion)
+    scores: dict[str, float] = {}
+    for grader in graders:
+        scores.update(grader.grade(output, reference))
+    if arm.scorer is not None:
+        logprobs = await arm.scorer.logprobs(messages, row.answer, row.tools)
+        scores["logprob"] = sum(logprobs) / len(logprobs)
+    users = [message.content or "" for message in row.prompt if message.role == "user"]
+    return Sample(
+        id=name,
+        prompt=users[-1] if users else "",
+        reference=reference,
+        output=output,
+        scores=scores,
+        tokens_in=completion.usage.prompt_tokens,
+        tokens_out=completion.usage.completion_tokens,
+        seconds=seconds,
+        finish_reason=completion.finish_reason,
+        cluster=hashlib.sha256(repr(row.prompt).encode()).hexdigest()[:16],
+    )
+
+
+def written(completion: Completion) -> str:
+    """All that the model wrote as one text, calls in the form of `chat.write_tool_calls`."""
+    if completion.tool_calls and CALL_OPEN not in completion.text:
+        return answer_text(Message("assistant", completion.text, tool_calls=completion.tool_calls))
+    return completion.text
+
+
+def row_ids(examples: Sequence[Conversation]) -> list[str]:
+    """FILE:LINE of each row; several rows of one line are numbered by content, not by position."""
+    places = [f"{row.source.file}:{row.source.line}" for row in examples]
+    if len(set(places)) == len(places):
+        return places
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, place in enumerate(places):
+        groups[place].append(i)
+    for place, members in groups.items():
+        members.sort(key=lambda i: (len(examples[i].messages), repr(examples[i].messages)))
+        for number, i in enumerate(members[1:], start=2):
+            places[i] = f"{place}#{number}"
+    return places
+
+
+def summarise(
+    samples: Sequence[Sample], graders: Sequence[Grader], seed: int = 0
+) -> dict[str, Interval]:
+    """Each metric over the samples that have it; rows that repeat a prompt are one cluster."""
+    scores: dict[str, Interval] = {}
+    for metric in Counter(metric for sample in samples for metric in sample.scores):
+        rows = [sample for sample in samples if metric in sample.scores]
+        values = [sample.scores[metric] for sample in rows]
+        scores[metric] = statistics.interval(values, [row.cluster for row in rows], seed)
+    clusters = [sample.cluster for sample in samples]
+    for grader in graders:
+        for corpus in grader.corpus if samples else ():
+            counts = corpus.counts([s.output for s in samples], [s.reference for s in samples])
+            scores[corpus.name] = statistics.corpus_interval(counts, corpus.value, clusters, seed)
+    return scores

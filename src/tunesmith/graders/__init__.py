@@ -1,0 +1,1 @@
+"""Scoring a text: pure functions from output and reference to numbers."""

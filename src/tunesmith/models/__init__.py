@@ -1,0 +1,1 @@
+"""Language models: what they are, how they are spoken to, and the engine that runs them."""

@@ -1,0 +1,367 @@
+"""Sampling: continuous batching over one base and its adapters, shared prefixes held once.
+
+A prompt comes as prefix and rest (template.PromptIds). The keys and values of a prefix are
+computed once, kept, and read by every row that begins with it; each row owns only what follows.
+Both parts of a row's attention are joined by their log-sum-exp.
+
+An answer must not depend on who shares its batch. So each forward pass has one of a few fixed
+sizes (padded), rows attend by themselves, and what is shared is decided by the row alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tunesmith.models.attention import Structure
+from tunesmith.models.cache import Prefix, RowCache
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.logprobs import exact
+from tunesmith.models.serving import Decode, Prefill, RowSpan
+
+PREFILL = 256
+"""Tokens of a prefill pass: rows that fit are packed into exactly this many."""
+ADMIT = 2048
+"""Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
+PREFIX_TOKENS = 32_768
+"""Most tokens of cached prefixes; the least recently used leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to be sampled; `prefix + prompt` are its ids."""
+
+    id: str
+    prefix: tuple[int, ...]
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    top_logprobs: int = 0
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token. `logprob` is the model's own, before temperature and top_p.
+
+    finish is "stop" when the token ends the turn (it is not text), "length" at max_tokens.
+    """
+
+    request: str
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    finish: Literal["stop", "length"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """An answer whose log-probability is asked for."""
+
+    prefix: tuple[int, ...]
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    adapter: str | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request that is being answered; its slot in the cache is its place in the list."""
+
+    request: Request
+    prefix: Prefix | None
+    generator: torch.Generator
+    last: int = -1
+    made: int = 0
+    length: int = field(default=0)
+    """Own tokens in the cache."""
+
+    @property
+    def depth(self) -> int:
+        """Position of the next token."""
+        return len(self.request.prefix) + self.length
+
+
+class Sampler:
+    """Answers requests over a model and its adapters, one token a step for every active row.
+
+    Args:
+        model: frozen; its adapters are added here by name.
+        max_rows: rows that are decoded together.
+    """
+
+    def __init__(self, model: LoadedModel, *, max_rows: int = 32) -> None:
+        self.model, self.max_rows = model, max_rows
+        self._waiting: deque[Request] = deque()
+        self._rows: list[_Row] = []
+        self._cache = RowCache(max_rows, model.device)
+        self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that requests may use."""
+        return tuple(self.model.adapters.settings)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting or being answered."""
+        return not self._waiting and not self._rows
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter; one of the same name is replaced.
+
+        Raises:
+            AdapterError: it belongs to other weights, is incomplete, or of another kind.
+        """
+        there = name in self.adapters
+        self.model.adapters.load(name, folder, weights_hash=self.model.weights_hash)
+        if there:
+            self._forget(name)
+        for _, low in self.model.adapters.lows(name):
+            low.settle(self.model.dtype)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; its requests are cancelled."""
+        self._forget(name)
+        self.model.adapters.remove(name)
+
+    def _forget(self, name: str) -> None:
+        """Drop what was computed with an adapter, and who waits for it."""
+        for row in [row for row in self._rows if row.request.adapter == name]:
+            self.cancel(row.request.id)
+        self._waiting = deque(item for item in self._waiting if item.adapter != name)
+        for key in [key for key in self._prefixes if key[0] == name]:
+            del self._prefixes[key]
+
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+        self._waiting.append(request)
+
+    @torch.inference_mode()
+    def cancel(self, request_id: str) -> None:
+        """Drop a request, wherever it is; unknown ids are ignored."""
+        self._waiting = deque(item for item in self._waiting if item.id != request_id)
+        for slot, row in enumerate(self._rows):
+            if row.request.id == request_id:
+                self._leave(slot)
+                return
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """Take in waiting rows, then one token for each row that was active before."""
+        active = len(self._rows)
+        out = self._decode(active) if active else []
+        # Answered rows have left: the rows that remain are the first ones.
+        joined = self._admit()
+        if joined:
+            out += self._first_tokens(joined)
+        return out
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+        """Log-probability of each token of each answer, on the path that answers take."""
+        spans = [
+            RowSpan(
+                item.prompt + item.answer[:-1],
+                item.adapter,
+                self._prefix(item.adapter, item.prefix),
+                slot=None,
+            )
+            for item in sequences
+        ]
+        out: list[list[float]] = []
+        for item, hidden in zip(sequences, self._prefill(spans), strict=True):
+            logits = exact(self._logits(hidden[len(item.prompt) - 1 :]))
+            wanted = torch.tensor(item.answer, device=logits.device)
+            picked = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(1)
+            out.append([float(value) for value in picked])
+        return out
+
+    def _admit(self) -> list[_Row]:
+        joined: list[_Row] = []
+        tokens = 0
+        while self._waiting and len(self._rows) < self.max_rows and tokens < ADMIT:
+            request = self._waiting.popleft()
+            seed = request.seed
+            generator = torch.Generator()
+            if seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(seed % 2**63)
+            row = _Row(request, self._prefix(request.adapter, request.prefix), generator)
+            self._rows.append(row)
+            joined.append(row)
+            tokens += len(request.prompt)
+        return joined
+
+    def _first_tokens(self, joined: Sequence[_Row]) -> list[Token]:
+        first = len(self._rows) - len(joined)
+        spans = [
+            RowSpan(row.request.prompt, row.request.adapter, row.prefix, slot=first + place)
+            for place, row in enumerate(joined)
+        ]
+        hidden = self._prefill(spans)
+        for row in joined:
+            row.length = len(row.request.prompt)
+        return self._sample(list(joined), self._logits(torch.stack([part[-1] for part in hidden])))
+
+    def _decode(self, active: int) -> list[Token]:
+        rows = self._rows[:active]
+        device = self.model.device
+        filler = self.max_rows - active
+        ids = torch.tensor([row.last for row in rows] + [0] * filler, device=device)
+        depth = torch.tensor([row.depth for row in rows] + [0] * filler, device=device)
+        lengths = [row.length for row in rows]
+        self._cache.reserve(max(lengths) + 1)
+        structure = Decode(self._cache, lengths, [row.prefix for row in rows])
+        hidden = self._hidden(ids, depth, structure, [row.request.adapter for row in rows])
+        for row in rows:
+            row.length += 1
+        return self._sample(rows, self._logits(hidden[:active]))
+
+    def _prefix(self, adapter: str | None, ids: tuple[int, ...]) -> Prefix | None:
+        """The keys and values of a prefix, computed at its first use."""
+        if not ids:
+            return None
+        key = (adapter, ids)
+        if key not in self._prefixes:
+            store = Prefix(len(ids))
+            self._prefill([RowSpan(ids, adapter, None, slot=None, into=store)])
+            self._prefixes[key] = store
+            held = sum(item.length for item in self._prefixes.values())
+            while held > PREFIX_TOKENS and len(self._prefixes) > 1:
+                _, gone = self._prefixes.popitem(last=False)
+                held -= gone.length
+        self._prefixes.move_to_end(key)
+        return self._prefixes[key]
+
+    def _prefill(self, spans: Sequence[RowSpan]) -> list[Tensor]:
+        """Hidden states (L, width) of each span's tokens; their keys go where the span says."""
+        out: dict[int, Tensor] = {}
+        for chunk in _chunks([len(span.ids) for span in spans]):
+            members = [spans[place] for place in chunk]
+            hidden = self._pass(members)
+            start = 0
+            for place, span in zip(chunk, members, strict=True):
+                out[place] = hidden[start : start + len(span.ids)]
+                start += len(span.ids)
+        return [out[place] for place in range(len(spans))]
+
+    def _pass(self, spans: Sequence[RowSpan]) -> Tensor:
+        ids = [token for span in spans for token in span.ids]
+        depth = [span.above + place for span in spans for place in range(len(span.ids))]
+        filler = -len(ids) % PREFILL
+        device = self.model.device
+        in_cache = [len(span.ids) for span in spans if span.slot is not None]
+        if in_cache:
+            self._cache.reserve(max(in_cache))
+        return self._hidden(
+            torch.tensor(ids + [0] * filler, device=device),
+            torch.tensor(depth + [0] * filler, device=device),
+            Prefill(spans, self._cache),
+            [span.adapter for span in spans for _ in span.ids],
+        )
+
+    def _hidden(
+        self, ids: Tensor, depth: Tensor, tree: Structure, adapters: Sequence[str | None]
+    ) -> Tensor:
+        """One pass, each token through its adapter; afterwards the routing is as it was."""
+        routing = self.model.adapters.routing
+        routing.spans = _runs(adapters)
+        try:
+            return self.model.hidden(ids, depth, tree)
+        finally:
+            routing.spans = None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits of some rows, in passes of `max_rows`."""
+        parts: list[Tensor] = []
+        for block in hidden.split(self.max_rows):
+            filler = self.max_rows - len(block)
+            padded = torch.nn.functional.pad(block, (0, 0, 0, filler))
+            parts.append(self.model.exact_head(padded)[: len(block)])
+        return torch.cat(parts)
+
+    def _sample(self, rows: Sequence[_Row], logits: Tensor) -> list[Token]:
+        logits = exact(logits)
+        total = logits.logsumexp(1, keepdim=True)
+        chosen = logits.argmax(1).tolist()
+        for place, row in enumerate(rows):
+            if row.request.temperature > 0:
+                chosen[place] = _draw(logits[place], row.request, row.generator)
+        most = max(row.request.top_logprobs for row in rows)
+        top = logits.topk(most, dim=1) if most else None
+        picked = logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None]) - total
+        out: list[Token] = []
+        for place, row in enumerate(rows):
+            row.last, row.made = chosen[place], row.made + 1
+            count = row.request.top_logprobs
+            pairs: tuple[tuple[int, float], ...] = ()
+            if top is not None and count:
+                values = top.values[place, :count] - total[place]
+                indices = top.indices[place, :count]
+                pairs = tuple(zip(indices.tolist(), values.tolist(), strict=True))
+            finish = self._finish(row)
+            out.append(Token(row.request.id, row.last, float(picked[place]), pairs, finish))
+        for token in out:
+            if token.finish:
+                self.cancel(token.request)
+        return out
+
+    def _finish(self, row: _Row) -> Literal["stop", "length"] | None:
+        if row.last in self.model.template.end_of_turn:
+            return "stop"
+        full = len(row.request.prefix) + len(row.request.prompt) + row.made >= self.model.context
+        return "length" if row.made >= row.request.max_tokens or full else None
+
+    def _leave(self, slot: int) -> None:
+        """Free a slot: the last row moves into it, so that active rows stay the first ones."""
+        last = len(self._rows) - 1
+        if slot != last:
+            self._cache.move(last, slot, self._rows[last].length)
+            self._rows[slot] = self._rows[last]
+        self._rows.pop()
+
+
+def _runs(names: Sequence[str | None]) -> tuple[tuple[int, int, str], ...]:
+    """Maximal runs of one adapter as (start, end, name)."""
+    runs: list[tuple[int, int, str]] = []
+    start = 0
+    for end in range(1, len(names) + 1):
+        if end == len(names) or names[end] != names[start]:
+            name = names[start]
+            if name is not None:
+                runs.append((start, end, name))
+            start = end
+    return tuple(runs)
+
+
+def _chunks(lengths: Sequence[int]) -> list[list[int]]:
+    """Places grouped so that each group fits one pass; a longer one has a pass to itself."""
+    chunks: list[list[int]] = []
+    room = 0
+    for place, length in enumerate(lengths):
+        if length > room:
+            chunks.append([])
+            room = max(PREFILL, length)
+        chunks[-1].append(place)
+        room = room - length if length <= PREFILL else 0
+    return chunks
+
+
+def _draw(logits: Tensor, request: Request, generator: torch.Generator) -> int:
+    """One token at a temperature from the smallest set whose mass reaches top_p."""
+    probs = torch.softmax(logits.cpu().double() / request.temperature, 0)
+    if request.top_p < 1:
+        ranked, order = probs.sort(descending=True)
+        keep = ranked.cumsum(0) - ranked < request.top_p
+        probs = torch.zeros_like(probs).index_copy_(0, order[keep], ranked[keep])
+    return int(torch.multinomial(probs, 1, generator=generator))

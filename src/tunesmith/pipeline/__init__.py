@@ -1,0 +1,1 @@
+"""The product as named steps, each a short function that calls rooms."""

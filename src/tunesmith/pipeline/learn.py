@@ -1,0 +1,108 @@
+"""The training process, from outside: started, listened to, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith.errors import TrainingError
+from tunesmith.models.catalog import ModelSpec
+from tunesmith.pipeline.folder import Event, RunFolder
+from tunesmith.recipe import Recipe
+from tunesmith.train.spec import TrainSpec
+
+MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+"""glibc keeps freed activations for the next step: else each comes back as page faults."""
+
+
+def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
+    """What the training process is told; the recipe holds numbers by now."""
+    method, train = recipe.method, recipe.train
+    return TrainSpec(
+        model=str(model.folder),
+        name=model.name,
+        revision=model.revision,
+        weights_hash=model.weights_hash,
+        train=str(folder.data / "train.jsonl"),
+        validation=str(folder.data / "validation.jsonl"),
+        out=str(folder.path),
+        dtype=recipe.model.dtype,
+        rank=int(method.rank),
+        alpha=method.alpha,
+        rslora=method.rslora,
+        dropout=method.dropout,
+        targets=method.targets,
+        epochs=float(train.epochs),
+        batch_rows=int(train.batch_rows),
+        learning_rate=float(train.learning_rate),
+        warmup=train.warmup,
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        patience=train.patience,
+        save_every=int(train.save_every),
+        max_batch_tokens=int(train.max_batch_tokens),
+        share=train.share,
+        seed=train.seed,
+        parent=os.getpid(),
+    )
+
+
+def trained(folder: RunFolder) -> bool:
+    """Whether training has ended with an adapter."""
+    return any(event["type"] == "trained" for event in folder.events()) and folder.adapter.is_dir()
+
+
+def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None]) -> None:
+    """Run a training process to its end; its events go to the folder and to `happened`.
+
+    Raises:
+        TrainingError: it failed; the message is its own.
+        KeyboardInterrupt: the user stopped it; it ends first.
+    """
+    path = folder.path / "train.json"
+    spec.write(path)
+    log = folder.path / "train.log"
+    environment = {**os.environ, **MEMORY, "HF_HUB_OFFLINE": "1"}
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "tunesmith.train", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        failed = ""
+        try:
+            for line in process.stdout:
+                event: Event = json.loads(line)
+                if event["type"] == "error":
+                    failed = event["message"]
+                if event["type"] == "resumed":
+                    folder.forget_after(event["step"])
+                folder.emit(event)
+                happened(event)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
+            raise
+    if process.returncode != 0:
+        raise TrainingError(failed or f"the training process ended with {_last(log, process)}")
+
+
+def _last(log: Path, process: subprocess.Popen[str]) -> str:
+    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    return f"exit code {process.returncode}; the end of {log}: {' | '.join(tail)}"

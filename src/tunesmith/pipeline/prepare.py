@@ -1,0 +1,253 @@
+"""Before training: the model found, the data read, checked and split, `auto` made numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tunesmith.chat import answer_text
+from tunesmith.checks.check import check
+from tunesmith.checks.report import Report
+from tunesmith.checks.tokens import Refiner
+from tunesmith.data.dataset import Dataset, read
+from tunesmith.data.examples import Conversation, Example, Rejected
+from tunesmith.data.split import Split, split, write_jsonl
+from tunesmith.errors import DataError, UsageError
+from tunesmith.models.catalog import ModelSpec
+from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline.folder import RunFolder
+from tunesmith.recipe import DataSection, Recipe, with_values
+from tunesmith.train import auto
+from tunesmith.train.spec import steps
+
+Told = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run, read and divided; nothing of it is held in memory."""
+
+    dataset: Dataset
+    held_out: tuple[Dataset, ...]
+    """The user's own validation and test files."""
+    split: Split
+    refiner: Refiner | None
+
+    @property
+    def files(self) -> tuple[Dataset, ...]:
+        """Everything that was read."""
+        return (self.dataset, *self.held_out)
+
+    @property
+    def key(self) -> str:
+        """Hash of all rows."""
+        prints = [part.fingerprint for part in self.files]
+        return hashlib.sha256("".join(prints).encode()).hexdigest()
+
+    def rejected(self) -> Iterator[Rejected]:
+        """Every row that is not used, read anew."""
+        for part in self.files:
+            yield from part.rejected()
+            yield from part.duplicate_rows()
+        yield from self.split.leaked_rows()
+
+    def counts(self) -> dict[str, int]:
+        """The rows of report.json: rows = used + rejected + duplicates."""
+        rows = sum(part.rows for part in self.files)
+        duplicates = sum(part.duplicates for part in self.files)
+        bad = sum(part.bad for part in self.files) + self.split.leaked
+        return {
+            "rows": rows,
+            "used": rows - bad - duplicates,
+            "rejected": bad,
+            "duplicates": duplicates,
+            "train": len(self.split.train),
+            "validation": len(self.split.validation),
+            "test": len(self.split.test),
+        }
+
+
+def gather(
+    data: DataSection, template: ChatTemplate | None, *, seed: int, told: Told | None = None
+) -> Prepared:
+    """Read and split the data as the recipe says.
+
+    Raises:
+        DataError: no files, or none that can be read.
+    """
+    if not data.files:
+        raise UsageError("no data was named", expected="one or more files, or - for standard input")
+    limit = max_tokens(data, template)
+    refiner = Refiner(template, limit, data.too_long) if template else None
+
+    def take(files: tuple[str, ...], most: int | None) -> Dataset:
+        return read(
+            files,
+            format=data.format,
+            columns=data.map,
+            limit=most,
+            seed=seed,
+            keep_duplicates=data.duplicates == "keep",
+            refine=refiner,
+            progress=told,
+        )
+
+    dataset = take(data.files, data.limit)
+    sizes = {
+        name: take((value,), None) if isinstance(value, str) and value != "auto" else value
+        for name, value in (("validation", data.validation), ("test", data.test))
+    }
+    held_out = tuple(part for part in sizes.values() if isinstance(part, Dataset))
+    divided = split(dataset, validation=sizes["validation"], test=sizes["test"], seed=seed)  # pyright: ignore[reportArgumentType]
+    return Prepared(dataset, held_out, divided, refiner)
+
+
+def max_tokens(data: DataSection, template: ChatTemplate | None) -> int:
+    """The longest row that is accepted, in tokens."""
+    context = template.context if template else 2**31
+    return context if data.max_tokens == "auto" else min(int(data.max_tokens), context)
+
+
+def examine(
+    prepared: Prepared, data: DataSection, template: ChatTemplate | None, told: Told | None = None
+) -> Report:
+    """All checks over what was gathered."""
+    dropped = prepared.refiner.dropped_tokens if prepared.refiner else 0
+    return check(
+        prepared.dataset,
+        prepared.split,
+        template,
+        max_tokens=max_tokens(data, template),
+        too_long=data.too_long,
+        dropped_tokens=dropped,
+        progress=told,
+    )
+
+
+def refuse(prepared: Prepared, data: DataSection, report: Report) -> None:
+    """Stop before any training where the data is not fit for it.
+
+    Raises:
+        DataError: an error among the findings, no row left, or more bad rows than `data.max_bad`.
+    """
+    rows, bad = (sum(getattr(part, name) for part in prepared.files) for name in ("rows", "bad"))
+    if data.on_error == "stop" and bad > data.max_bad * rows:
+        raise DataError(
+            f"{bad:,} of {rows:,} rows are bad ({bad / rows:.0%})",
+            expected=f"at most {data.max_bad:.0%}",
+            remedy="Mend them, or go on without them with --set data.on_error=skip.",
+        )
+    errors = report.errors
+    if errors:
+        raise DataError(errors[0].message, remedy=errors[0].remedy)
+    if not len(prepared.split.train):
+        raise DataError("no row is left to train on", expected="examples")
+
+
+def write_data(prepared: Prepared, folder: RunFolder) -> None:
+    """data/*.jsonl: the rows used, and every row not used with its reason."""
+    folder.data.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "validation", "test"):
+        write_jsonl(getattr(prepared.split, name), folder.data / f"{name}.jsonl")
+    with (folder.data / "rejected.jsonl").open("w", encoding="utf-8", newline="\n") as out:
+        for item in prepared.rejected():
+            out.write(json.dumps(_entry(item), ensure_ascii=False) + "\n")
+
+
+def _entry(item: Rejected) -> dict[str, Any]:
+    return {
+        "file": item.source.file,
+        "line": item.source.line,
+        "reason": item.reason,
+        "row": item.row,
+    }
+
+
+def demonstrations(examples: Iterable[Example]) -> list[Conversation]:
+    """Examples as conversations.
+
+    Raises:
+        DataError: a row is a preference or a rating, which supervised fine-tuning does not take.
+    """
+    out: list[Conversation] = []
+    for example in examples:
+        if not isinstance(example, Conversation):
+            raise DataError(
+                f"{example.source.file}:{example.source.line} is a preference or a rating",
+                expected="demonstrations (a prompt with the answer that is wanted)",
+                remedy="method.type=sft learns from demonstrations; keep the preferred answers.",
+            )
+        out.append(example)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Tokens of one pass over the training rows, and the longest answer of all rows."""
+
+    trained: int
+    masked: int
+    longest_answer: int
+
+
+def weigh(prepared: Prepared, template: ChatTemplate) -> Ledger:
+    """Count what will be trained and what is only read."""
+    trained = masked = longest = 0
+    for example in prepared.split.train:
+        if isinstance(example, Conversation):
+            for path in template.chains(example):
+                trained += path.trained_count
+                masked += len(path.ids) - path.trained_count
+    for example in chain(prepared.split.train, prepared.split.validation):
+        if isinstance(example, Conversation):
+            longest = max(longest, template.tokens(answer_text(example.answer)) + 1)
+    return Ledger(trained, masked, longest)
+
+
+def resolve_auto(
+    recipe: Recipe, rows: int, ledger: Ledger, model: ModelSpec, template: ChatTemplate
+) -> tuple[Recipe, list[str]]:
+    """The recipe with every `auto` made a number, and the reasons."""
+    train, values = recipe.train, dict[str, Any]()
+    reasons: list[str] = []
+
+    def settle(key: str, given: Any, choice: auto.Choice) -> Any:
+        if given != "auto":
+            return given
+        values[key] = choice.value
+        reasons.append(f"{key} = {choice.value:g} ({choice.reason})")
+        return choice.value
+
+    epochs = settle("train.epochs", train.epochs, auto.epochs(rows))
+    batch = settle("train.batch_rows", train.batch_rows, auto.batch_rows(rows))
+    count = steps(rows, batch, epochs)
+    rate = auto.learning_rate(_width(model.folder), count)
+    settle("train.learning_rate", train.learning_rate, rate)
+    settle("train.save_every", train.save_every, auto.save_every(count))
+    settle("train.max_batch_tokens", train.max_batch_tokens, auto.max_batch_tokens())
+    settle("method.rank", recipe.method.rank, auto.rank(ledger.trained))
+    room = min(math.ceil(ledger.longest_answer * 1.25) + 8, template.context // 2)
+    longest = auto.Choice(room, f"longest reference {ledger.longest_answer} tokens, and a quarter")
+    settle("evaluate.max_tokens", recipe.evaluate.max_tokens, longest)
+    values["data.max_tokens"] = max_tokens(recipe.data, template)
+    values["model.revision"] = model.revision
+    return with_values(recipe, values), reasons
+
+
+def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec) -> str:
+    """What makes two runs the same: the recipe as asked for, the rows, and the weights."""
+    asked: Mapping[str, Any] = recipe.model_dump(mode="json")
+    asked["data"].pop("files")
+    parts = [json.dumps(asked, sort_keys=True), prepared.key, model.weights_hash]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _width(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("text_config", config)["hidden_size"])

@@ -1,0 +1,344 @@
+"""One run, from rows to a registered model: named steps, each going on where it was cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunesmith import recipe as recipes
+from tunesmith.advise import Advice, advise
+from tunesmith.checks.report import Report
+from tunesmith.data.examples import Conversation
+from tunesmith.data.split import read_jsonl
+from tunesmith.errors import UsageError
+from tunesmith.evaluate import report as pages
+from tunesmith.evaluate.evaluation import Arm, Measured
+from tunesmith.models import fetch
+from tunesmith.models.catalog import ModelSpec
+from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline import conclude, learn, measure, prepare
+from tunesmith.pipeline.folder import Clock, Event, RunFolder
+from tunesmith.pipeline.measure import Bench
+from tunesmith.pipeline.prepare import Prepared
+from tunesmith.recipe import Recipe
+from tunesmith.serve import engines
+from tunesmith.store import Store
+
+
+class Screen(Protocol):
+    """Where a run is watched."""
+
+    def say(self, text: str) -> None:
+        """A sentence that stays."""
+        ...
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """A line that is drawn over."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """An event of the training process."""
+        ...
+
+    def checked(self, prepared: Prepared, report: Report) -> None:
+        """The data has been checked."""
+        ...
+
+
+@dataclass
+class Run:
+    """A run under way; `open` finds or makes it."""
+
+    recipe: Recipe
+    folder: RunFolder
+    model: ModelSpec
+    template: ChatTemplate
+    prepared: Prepared
+    screen: Screen
+    command: str
+    report: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def tuned(self) -> str:
+        """The tuned model's name."""
+        return f"ft:{self.model.name}:local:{self.recipe.serve.suffix}:{self.folder.id}"
+
+    def rows(self, split: str) -> list[Conversation]:
+        """The rows of a split, from the run's own folder."""
+        return prepare.demonstrations(read_jsonl(self.folder.data / f"{split}.jsonl"))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    report: dict[str, Any]
+
+    @property
+    def ship(self) -> bool:
+        """Whether the verdict is to ship."""
+        return bool(self.report["verdict"]["ship"])
+
+
+def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: bool) -> Outcome:
+    """The whole loop. A finished run returns its result; an unfinished one goes on.
+
+    Args:
+        out: the run's folder; None finds it by the hash of recipe and data.
+        command: what was typed, for the report.
+        ask: stop after the first advice.
+
+    Raises:
+        TunesmithError: whatever a person can mend.
+    """
+    under_way = open_run(recipe, out=out, screen=screen, command=command)
+    folder = under_way.folder
+    if folder.finished:
+        screen.say(f"this run is finished: {folder.path}")
+        return Outcome(folder.path, folder.read_json("report.json"))
+    clock = Clock(folder)
+    with Store.at(fetch.home()) as store:
+        if store.find_run(folder.id) is None:
+            store.add_run(folder.id, folder=folder.path, key=folder.id)
+        for name, step in STEPS:
+            clock.started(name)
+            step(under_way)
+            clock.done(name)
+            if ask and name == "explore":
+                return Outcome(folder.path, {"verdict": {"ship": False, "sentence": "asked first"}})
+        finish(under_way, store)
+    return Outcome(folder.path, under_way.report)
+
+
+def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) -> Run:
+    """Find the model, read the data, and find or make the run's folder.
+
+    Raises:
+        UsageError: `out` holds another run.
+        DataError: the data is refused.
+    """
+    model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
+    template = ChatTemplate.load(model.folder)
+    prepared = prepare.gather(
+        recipe.data,
+        template,
+        seed=recipe.train.seed,
+        told=lambda done: screen.progress("reading", done, None),
+    )
+    key = prepare.run_key(recipe, prepared, model)
+    folder = RunFolder(out.resolve() if out else fetch.home() / "runs" / key[:12])
+    if (folder.path / "environment.json").is_file():
+        if folder.read_json("environment.json").get("key") != key:
+            raise UsageError(
+                f"{folder.path} holds another run (other rows, recipe or model)",
+                expected="an empty folder, or the same command",
+                remedy="Give another --out.",
+            )
+        recipe = recipes.read(folder.recipe)
+    else:
+        recipe = begin(recipe, folder, model, template, prepared, screen, key)
+    return Run(recipe, folder, model, template, prepared, screen, command)
+
+
+def begin(
+    recipe: Recipe,
+    folder: RunFolder,
+    model: ModelSpec,
+    template: ChatTemplate,
+    prepared: Prepared,
+    screen: Screen,
+    key: str,
+) -> Recipe:
+    """Check the data, make every `auto` a number, and write what the run stands on."""
+    report = prepare.examine(
+        prepared, recipe.data, template, lambda done: screen.progress("checking", done, None)
+    )
+    screen.checked(prepared, report)
+    prepare.refuse(prepared, recipe.data, report)
+    prepare.write_data(prepared, folder)
+    ledger = prepare.weigh(prepared, template)
+    rows = len(prepared.split.train)
+    settled, reasons = prepare.resolve_auto(recipe, rows, ledger, model, template)
+    for reason in reasons:
+        screen.say(reason)
+    folder.write_json("ledger.json", asdict(ledger))
+    folder.write_json("findings.json", report.to_json())
+    folder.write(folder.recipe.name, recipes.dump(settled))
+    # Last: its presence says that everything before it is whole.
+    about = conclude.environment(settled, model, prepared.key)
+    folder.write_json("environment.json", {**about, "key": key})
+    return settled
+
+
+def explore(run: Run) -> None:
+    """What needs no tuning, on the validation rows, and the first advice."""
+    if (run.folder.path / "explore.json").is_file():
+        return
+    found = asyncio.run(_explore(run))
+    run.folder.write_json("explore.json", found)
+    run.screen.say(f"first advice: {found['advice']['approach']}. {found['advice']['reasons'][0]}")
+
+
+def train(run: Run) -> None:
+    """The training process, unless it has ended."""
+    if learn.trained(run.folder):
+        return
+
+    def happened(event: Event) -> None:
+        if event["type"] == "training" and run.recipe.model.dtype == "auto":
+            run.recipe = recipes.with_values(run.recipe, {"model.dtype": event["dtype"]})
+            run.folder.write(run.folder.recipe.name, recipes.dump(run.recipe))
+        run.screen.event(event)
+
+    learn.learn(learn.spec_of(run.recipe, run.model, run.folder), run.folder, happened)
+
+
+def compare(run: Run) -> None:
+    """All arms on the test rows, once; the server held to what the trainer said."""
+    found = asyncio.run(_compare(run))
+    run.report = conclude.build(
+        run.folder, run.recipe, run.model, run.prepared.counts(), run.tuned, found
+    )
+
+
+STEPS = (("explore", explore), ("train", train), ("compare", compare))
+
+
+def finish(run: Run, store: Store) -> None:
+    """Register the model and write the report."""
+    folder = run.folder
+    if folder.adapter.is_dir():
+        store.register_model(
+            run.tuned,
+            base=run.model.name,
+            base_hash=run.model.weights_hash,
+            base_folder=run.model.folder,
+            adapter_folder=folder.adapter,
+            run_id=folder.id,
+        )
+    run.report = conclude.with_timings(run.report, folder)
+    samples = {
+        arm["name"]: folder.read_lines(f"samples/{arm['name']}.jsonl") for arm in run.report["arms"]
+    }
+    page = pages.render(
+        run.report,
+        samples=samples,
+        events=folder.events(),
+        findings=folder.read_json("findings.json"),
+        recipe=recipes.dump(run.recipe),
+        environment=folder.read_json("environment.json"),
+        command=run.command,
+    )
+    folder.write_json("report.json", run.report)
+    folder.write("report.html", page)
+    said = run.report["verdict"]
+    store.finish_run(folder.id, ship=said["ship"], sentence=said["sentence"])
+
+
+async def _engine(run: Run, *, tuned: bool) -> engines.Engine:
+    adapters = {run.tuned: run.folder.adapter} if tuned else {}
+    spec = engines.EngineSpec(
+        run.model.folder,
+        run.model.name,
+        adapters=adapters,
+        dtype=run.recipe.model.dtype,
+        max_rows=measure.CONCURRENCY,
+    )
+    run.screen.progress("starting the engine", 0, None)
+    return await engines.start(spec, log=run.folder.path / "engine.log")
+
+
+def _bench(run: Run, engine: engines.Engine) -> Bench:
+    rows = run.rows("train")
+    return Bench(
+        engine=engine,
+        template=run.template,
+        train=rows,
+        chosen=measure.pick_graders(rows, run.recipe.evaluate.graders),
+        max_tokens=int(run.recipe.evaluate.max_tokens),
+        seed=run.recipe.train.seed,
+        told=lambda what, done, total: run.screen.progress(what, done, total),
+    )
+
+
+async def _explore(run: Run) -> dict[str, Any]:
+    held = run.rows("validation")[: measure.EXPLORE_ROWS]
+    wanted = run.recipe.evaluate.arms
+    async with await _engine(run, tuned=False) as engine:
+        bench = _bench(run, engine)
+        run.screen.say(bench.chosen.reason)
+        scores: dict[str, float] = {}
+        for kind in ("base", "classical"):
+            if kind in wanted and held:
+                arm = bench.arm(kind, build=None, tuned=run.tuned)
+                measured = await bench.run(arm, held, measure.CONCURRENCY)
+                scores[kind] = measured.scores[bench.chosen.primary].value
+        plan = await bench.find_prompt(held) if "prompt" in wanted else None
+        if plan is not None and plan.tried:
+            scores["prompt"] = plan.tried[0][1]
+    advice = advise(
+        scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(held)
+    )
+    return {
+        "scores": scores,
+        "prompt": None if plan is None else plan.name,
+        "description": None if plan is None else plan.description,
+        "tried": [] if plan is None else [list(pair) for pair in plan.tried],
+        "left_out": [] if plan is None else list(plan.left_out),
+        "advice": asdict(advice),
+    }
+
+
+async def _compare(run: Run) -> conclude.Findings:
+    explored = run.folder.read_json("explore.json")
+    rows = run.rows("test")[: run.recipe.evaluate.limit] or run.rows("validation")
+    held = run.rows("validation")
+    async with await _engine(run, tuned=True) as engine:
+        parity = await measure.check_parity(
+            engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
+        )
+        bench = _bench(run, engine)
+        arms = await _arms(run, bench, explored["prompt"])
+        measured: dict[str, Measured] = {}
+        for arm in arms:
+            measured[arm.name] = await bench.run(arm, rows, measure.CONCURRENCY)
+            lines = [measure.sample_row(sample) for sample in measured[arm.name].samples]
+            run.folder.write_lines(f"samples/{arm.name}.jsonl", lines)
+        noise = await bench.noise(measured["base"], rows) if "base" in measured else None
+        advice = await _final_advice(bench, held, explored, arms)
+    variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
+    return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice)
+
+
+async def _arms(run: Run, bench: Bench, prompt: str | None) -> Sequence[Arm]:
+    build = None
+    if prompt is not None:
+        build = (await bench.find_prompt(run.rows("validation"), known=prompt)).build
+    return [
+        bench.arm(kind, build=build, tuned=run.tuned)
+        for kind in run.recipe.evaluate.arms
+        if kind != "prompt" or build is not None
+    ]
+
+
+async def _final_advice(
+    bench: Bench, held: list[Conversation], explored: dict[str, Any], arms: Sequence[Arm]
+) -> Advice:
+    """The first advice again, with the tuned arm on the same validation rows."""
+    scores = dict(explored["scores"])
+    some = held[: measure.EXPLORE_ROWS]
+    for arm in arms:
+        if arm.kind == "tuned" and some:
+            measured = await bench.run(arm, some, measure.CONCURRENCY)
+            scores["tuned"] = measured.scores[bench.chosen.primary].value
+    return advise(scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(some))
+
+
+def typed(arguments: Sequence[str]) -> str:
+    """The command line as it can be typed again."""
+    return shlex.join(["tunesmith", *arguments])

@@ -1,0 +1,88 @@
+"""Any models on any rows, side by side, without training."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+from tunesmith.chat import SamplingParams, answer_text
+from tunesmith.data.examples import Conversation
+from tunesmith.errors import UsageError
+from tunesmith.evaluate.comparison import compare
+from tunesmith.evaluate.evaluation import Arm, Measured
+from tunesmith.evaluate.evaluation import evaluate as evaluate_arm
+from tunesmith.models import fetch
+from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline import measure, prepare
+from tunesmith.pipeline.run import Screen
+from tunesmith.pipeline.talk import deployment
+from tunesmith.recipe import Recipe
+from tunesmith.serve.router import Deployment, Router
+from tunesmith.store import Store
+
+
+def evaluate(recipe: Recipe, arms: Sequence[str], screen: Screen) -> dict[str, Any]:
+    """Every row of the data answered by every arm; the parts of report.json that follow from it.
+
+    Args:
+        arms: `base`, or names of models.
+
+    Raises:
+        UsageError: an arm is not known or named twice.
+    """
+    if len(set(arms)) < len(arms):
+        raise UsageError(f"--arm {' --arm '.join(arms)}", expected="each arm once")
+    with Store.at(fetch.home()) as store:
+        places = {
+            name: deployment(store, recipe.model.name if name == "base" else name, say=screen.say)
+            for name in arms
+        }
+    template = ChatTemplate.load(next(iter(places.values())).base_folder)
+    data = recipe.data.model_copy(update={"validation": 0, "test": 0})
+    prepared = prepare.gather(data, template, seed=recipe.train.seed)
+    report = prepare.examine(prepared, data, template)
+    screen.checked(prepared, report)
+    prepare.refuse(prepared, data, report)
+    rows = prepare.demonstrations(prepared.dataset)[: recipe.evaluate.limit]
+    measured, chosen = asyncio.run(_measure(places, rows, recipe, template, screen))
+    pairs = [compare(a, b, chosen.primary) for a, b in combinations(measured, 2)]
+    return {
+        "primary": chosen.primary,
+        "graders": chosen.reason,
+        "data": prepared.counts(),
+        "arms": [measure.arm_entry(arm) for arm in measured],
+        "comparisons": [asdict(pair) for pair in pairs],
+    }
+
+
+async def _measure(
+    places: dict[str, Deployment],
+    rows: Sequence[Conversation],
+    recipe: Recipe,
+    template: ChatTemplate,
+    screen: Screen,
+) -> tuple[list[Measured], measure.Chosen]:
+    chosen = measure.pick_graders(rows, recipe.evaluate.graders)
+    screen.say(chosen.reason)
+    longest = max(template.tokens(answer_text(row.answer)) for row in rows)
+    asked = recipe.evaluate.max_tokens
+    params = SamplingParams(max_tokens=longest + longest // 4 + 8 if asked == "auto" else asked)
+    found: list[Measured] = []
+    async with Router(logs=fetch.home() / "logs", max_rows=measure.CONCURRENCY) as router:
+        for name, place in places.items():
+            model = (await router.engine(place)).chat(place.name)
+            arm = Arm(name, "tuned" if place.adapter else "base", model, scorer=model)
+            found.append(
+                await evaluate_arm(
+                    arm,
+                    rows,
+                    chosen.graders,
+                    params=params,
+                    concurrency=measure.CONCURRENCY,
+                    progress=lambda done, total, name=name: screen.progress(name, done, total),
+                )
+            )
+    return found, chosen

@@ -1,0 +1,247 @@
+"""A run as one typed, frozen, YAML-readable value.
+
+Only the pipeline and the command line read a Recipe; every other function takes what it uses.
+Unknown keys are refused. `auto` is resolved before the first step and written back.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tunesmith.errors import UsageError
+
+Auto = Literal["auto"]
+Format = Literal[
+    "auto",
+    "chat",
+    "prompt-completion",
+    "alpaca",
+    "sharegpt",
+    "question-answer",
+    "text-label",
+    "preference",
+    "unpaired-preference",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    """Which base, and what it is held in."""
+
+    name: str = "smollm2-135m-instruct-q4"
+    """A catalogue name, a hub id or a folder."""
+    revision: str | None = None
+    """Commit of the hub, or hash of the weights; pinned and recorded when it is not given."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What the frozen weights and the activations are held in."""
+
+
+class DataSection(_Section):
+    """Which rows, and what becomes of the odd ones."""
+
+    files: tuple[str, ...] = ()
+    """Files to read; `-` is standard input."""
+    format: Format = "auto"
+    """How a row is laid out; `auto` recognises it and says so."""
+    map: dict[str, str] = Field(default_factory=dict)
+    """Names of columns: {standard name: name in the file}, as in prompt=question."""
+    validation: float | int | str | Auto = "auto"
+    """A share below 1, a number of rows, a file, or 0 for none."""
+    test: float | int | str | Auto = "auto"
+    """As validation; never under 40 rows where the data allows it."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do when more than `max_bad` of the rows are bad."""
+    too_long: Literal["stop", "split", "drop"] = "stop"
+    """What to do with rows longer than `max_tokens`; nothing is ever cut silently."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Exact copies: keep the first, or keep all."""
+    max_bad: float = Field(default=0.05, ge=0, le=1)
+    """Share of bad rows that is still tolerated."""
+    max_tokens: int | Auto = "auto"
+    """Longest row in tokens; `auto` is the model's context."""
+    limit: int | None = Field(default=None, ge=1)
+    """A seeded random sample of this many rows."""
+
+
+class SFT(_Section):
+    """Supervised fine-tuning with a low-rank adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    type: Literal["sft"] = "sft"
+    """Learn from demonstrations."""
+    adapter: Literal["lora"] = "lora"
+    """What is trained: a low-rank adapter beside the frozen weights."""
+    rank: int | Auto = "auto"
+    """Rank r of the adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is scaled by alpha/r."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; above 0 a shared prefix sees one draw."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Which linear layers get an adapter, by the last part of their name."""
+
+
+Method = SFT
+"""The settings of one method; a tagged union on `type` as methods are added."""
+
+
+class TrainSection(_Section):
+    """How long, how fast and in what pieces."""
+
+    epochs: float | Auto = "auto"
+    """Passes over the training rows."""
+    batch_rows: int | Auto = "auto"
+    """Rows a step."""
+    learning_rate: float | Auto = "auto"
+    """Peak learning rate of AdamW."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps over which the rate rises linearly; then it falls as a cosine to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest global norm of the gradient."""
+    patience: int = Field(default=3, ge=0)
+    """Validations without a better loss before training stops early; 0 never stops."""
+    save_every: int | Auto = "auto"
+    """Steps between a validation with its checkpoint."""
+    max_batch_tokens: int | Auto = "auto"
+    """Most distinct tokens in one packed pass; more rows are accumulated."""
+    share: bool = True
+    """Compute tokens that rows have in common once."""
+    seed: int = 0
+    """Seed of the split, the order of rows and the adapter's start."""
+
+
+class EvaluateSection(_Section):
+    """What is measured, and by what."""
+
+    arms: tuple[Literal["base", "classical", "prompt", "tuned"], ...] = (
+        "base",
+        "classical",
+        "prompt",
+        "tuned",
+    )
+    """What is measured side by side."""
+    graders: tuple[str, ...] = ()
+    """Names of graders, or FILE.py:FUNCTION; empty picks them from the data."""
+    limit: int = Field(default=400, ge=1)
+    """Most test rows that are answered."""
+    goal: float | None = None
+    """Value of the primary metric to reach; the verdict answers to it."""
+    max_tokens: int | Auto = "auto"
+    """Longest answer; `auto` is the longest reference with room to spare."""
+
+
+class ServeSection(_Section):
+    """How the tuned model answers, and under which name."""
+
+    engine: Literal["local"] = "local"
+    """Which engine serves: `local` is torch in a process of its own."""
+    suffix: str = Field(default="run", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """The part of the tuned model's name that is yours to choose."""
+
+
+class Recipe(_Section):
+    """One run. `Recipe()` is the default; `read` merges files and settings over it."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    method: Method = SFT()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    serve: ServeSection = ServeSection()
+
+
+def read(path: Path | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file (or the defaults) with `key=value` settings over it.
+
+    Raises:
+        UsageError: the file does not parse, or a key or value is not known.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(
+                f"the recipe {path} cannot be read: {error}", expected="a YAML file"
+            ) from None
+        if not isinstance(loaded, dict):
+            raise UsageError(
+                f"the recipe {path} holds {type(loaded).__name__}", expected="a YAML mapping"
+            )
+        tree = loaded
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}", expected="key=value, as in train.epochs=2")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {setting}", expected="a value that YAML reads") from None
+        _put(tree, key.strip().split("."), parsed, setting)
+    return parse(tree)
+
+
+def parse(tree: Mapping[str, Any]) -> Recipe:
+    """A Recipe from a mapping; unknown keys are refused with the nearest known one."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # What follows section.key says which part of a union failed: no word of the recipe.
+        key = ".".join(str(part) for part in first["loc"][:2])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, [*Recipe.model_fields, *keys()], n=1, cutoff=0.5)
+            raise UsageError(
+                f"the recipe key {key} is not known",
+                expected=f"one of {', '.join(_siblings(key))}",
+                remedy=f"Did you mean {near[0]}?" if near else "",
+            ) from None
+        raise UsageError(
+            f"the recipe key {key} is {first.get('input')!r}", expected=first["msg"].lower()
+        ) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every setting in force, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced: {"train.epochs": 3}."""
+    tree = recipe.model_dump(mode="json")
+    for key, value in values.items():
+        _put(tree, key.split("."), value, key)
+    return parse(tree)
+
+
+def keys() -> list[str]:
+    """Every dotted key that a recipe knows."""
+    tree = Recipe().model_dump()
+    return [f"{section}.{key}" for section, values in tree.items() for key in values]
+
+
+def _siblings(key: str) -> list[str]:
+    section = key.partition(".")[0]
+    inside = [known for known in keys() if known.startswith(section + ".")]
+    return inside or list(Recipe.model_fields)
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any, said: str) -> None:
+    for part in path[:-1]:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"--set {said}: {part} is not a section", expected="section.key=value")
+        tree = child
+    tree[path[-1]] = value

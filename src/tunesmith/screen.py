@@ -1,0 +1,201 @@
+"""What a person sees in the terminal while something runs, and its tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+from tunesmith.checks.report import Report
+from tunesmith.pipeline.folder import Event
+from tunesmith.pipeline.prepare import Prepared
+
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+SHOWN_ROWS = 5
+
+
+class Terminal:
+    """Progress on standard error; silent with `quiet`."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._verbose = verbose
+        self._bar: Progress | None = None
+        self._task: tuple[str, TaskID] | None = None
+        self._training = _Training()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def say(self, text: str) -> None:
+        """A sentence that stays."""
+        self._clear()
+        self.console.print(escape(text))
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """A line that is drawn over; another `what` begins a new one."""
+        if self._bar is None:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                Elapsed(),
+                Remaining(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+        if self._task is None or self._task[0] != what:
+            if self._task is not None:
+                self._bar.remove_task(self._task[1])
+            self._task = what, self._bar.add_task(escape(what), total=total)
+        self._bar.update(self._task[1], completed=done, total=total, description=escape(what))
+
+    def event(self, event: Event) -> None:
+        """An event of the training process, as the live line or a sentence."""
+        kind = event["type"]
+        if kind == "training":
+            self._training.begin(event)
+            shared = "shared prefixes computed once" if event["share"] else "rows computed apart"
+            self.say(
+                f"training {event['parameters']:,} weights on {event['rows']:,} rows in "
+                f"{event['steps']:,} steps ({event['dtype']}, {event['device']}, {shared})"
+            )
+        elif kind == "step":
+            self.progress(self._training.line(event), event["step"], self._training.steps)
+        elif kind == "validation":
+            self.say(f"step {event['step']:>5}   validation loss {event['loss']:.4f}")
+        elif kind == "resumed":
+            self.say(f"going on from the checkpoint of step {event['step']}")
+        elif kind == "trained":
+            early = ", stopped early" if event["stopped_early"] else ""
+            self.say(f"trained; the best step was {event['best_step']}{early}")
+
+    def checked(self, prepared: Prepared, report: Report) -> None:
+        """The data's summary and what was found in it."""
+        self._clear()
+        for part in prepared.files:
+            for note in part.notes:
+                self.console.print(escape(note))
+        self.console.print(summary(prepared, report))
+        for part in prepared.files:
+            for problem in part.problems:
+                where = f"{problem.first.source.file}:{problem.first.source.line}"
+                self.console.print(
+                    f"[yellow]{problem.count:,} bad[/] first {escape(where)}: "
+                    f"{escape(problem.first.reason)}"
+                )
+        for finding in report.findings:
+            if finding.severity == "note" and not self._verbose:
+                continue
+            rows = f" ({', '.join(finding.rows[:SHOWN_ROWS])})" if finding.rows else ""
+            colour = COLOURS[finding.severity]
+            self.console.print(
+                f"[{colour}]{finding.severity}[/] {escape(finding.message)}{escape(rows)}"
+                f" [dim]{escape(finding.remedy)}[/]"
+            )
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+class _Training:
+    """The live line: loss, tokens a second, memory."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._loss: float | None = None
+        self._began = time.monotonic()
+        self._tokens = 0
+
+    def begin(self, event: Event) -> None:
+        self.steps, self._began, self._tokens = event["steps"], time.monotonic(), 0
+
+    def line(self, event: Event) -> str:
+        old = event["loss"] if self._loss is None else self._loss
+        self._loss = 0.9 * old + 0.1 * event["loss"]
+        self._tokens += event["tokens"]
+        rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
+        return f"loss {self._loss:.4f}  {rate:,.0f} tokens/s  {event['memory_mb']:,} MB"
+
+
+def summary(prepared: Prepared, report: Report) -> Table:
+    """Rows, turns and tokens of the data."""
+    table = Table(title="the data", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "rows", "", "median", "95 %", "largest", "mean"):
+        table.add_column(column, justify="left" if not column else "right")
+    counts = prepared.counts()
+    names = ("used", "rejected", "duplicates", "train", "validation", "test")
+    measures = [
+        ("turns a row", report.turns),
+        ("tokens a row", report.tokens),
+        ("tokens an answer", report.answer_tokens),
+    ]
+    for place, name in enumerate(names):
+        cells = [name, f"{counts[name]:,}"]
+        if place < len(measures) and measures[place][1] is not None:
+            label, found = measures[place]
+            assert found is not None
+            numbers = (found.median, found.p95, found.largest)
+            cells += [label, *(f"{number:,}" for number in numbers), f"{found.mean:,.1f}"]
+        table.add_row(*cells)
+    return table
+
+
+def arms(report: Mapping[str, Any]) -> Table:
+    """The arms of a report.json side by side."""
+    primary = report["primary"]
+    table = Table(title=f"{primary} on unseen rows", title_justify="left", box=None, pad_edge=False)
+    for column in ("arm", primary, "95 %", "rows", "tokens in", "tokens out", "p50 s"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm in report["arms"]:
+        score = arm["scores"][primary]
+        table.add_row(
+            escape(arm["name"]),
+            f"{score['value']:.3f}",
+            f"{score['low']:.3f} to {score['high']:.3f}",
+            f"{score['n']:,}",
+            f"{arm['tokens_in']:,.0f}",
+            f"{arm['tokens_out']:,.0f}",
+            f"{arm['latency_p50']:.2f}",
+        )
+    return table
+
+
+def runs(reports: Sequence[Mapping[str, Any]]) -> Table:
+    """Finished runs side by side."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "base", "rows", "metric", "base", "tuned", "difference", "ship"):
+        table.add_column(column, overflow="fold")
+    for report in reports:
+        scores = {arm["kind"]: arm["scores"][report["primary"]] for arm in report["arms"]}
+        pair = next(
+            (item for item in report["comparisons"] if (item["a"], item["b"]) == ("tuned", "base")),
+            None,
+        )
+        table.add_row(
+            report["run"],
+            escape(report["model"]["base"]),
+            f"{report['data']['train']:,}",
+            report["primary"],
+            *(
+                f"{scores[name]['value']:.3f}" if name in scores else "-"
+                for name in ("base", "tuned")
+            ),
+            f"{pair['difference']:+.3f} ({pair['low']:.3f} to {pair['high']:.3f})" if pair else "-",
+            "yes" if report["verdict"]["ship"] else "no",
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Processes that serve a model, and the way to them."""

@@ -1,0 +1,347 @@
+"""OpenAI's chat wire format: requests as values, refusals as bodies.
+
+The engine process and the API server in front of it read requests with the same types, so both
+refuse the same things in the same words. Nothing is ignored silently: an argument that OpenAI
+knows and we do not honour is accepted only at the value that means "leave it".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
+
+from tunesmith.chat import Message, SamplingParams, Tool, ToolCall
+from tunesmith.errors import AdapterError, EngineError, RowError, TunesmithError
+
+ABOUT_THE_CALLER = frozenset(
+    {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_options"}
+    | {"prompt_cache_retention"}
+)
+"""Arguments that say who asks or hint at caching; they change no answer."""
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": (),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (True,),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Arguments that are not honoured, with the values that ask for nothing. null is one for each."""
+
+
+class Refusal(TunesmithError):
+    """A request that is answered with an error body of OpenAI's shape."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.param, self.code = status, kind, param, code
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _joined(value: object) -> object:
+    """The text of content parts; what is not text is refused."""
+    if not isinstance(value, list):
+        return value
+    texts: list[str] = []
+    for part in cast("list[Any]", value):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"content of type {kind!r} is not supported here; send text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+Text = Annotated[str, BeforeValidator(_joined)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class WireFunction(_Wire):
+    """A called function."""
+
+    name: str
+    arguments: str
+
+
+class WireToolCall(_Wire):
+    """One tool call of an assistant turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: WireFunction
+
+
+class WireMessage(_Wire):
+    """One turn as OpenAI writes it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | None = None
+    name: str | None = None
+    tool_calls: list[WireToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> WireMessage:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError(f"a {self.role} message needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a {self.role} message cannot call tools")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool messages, and only they, name their tool_call_id")
+        return self
+
+    def message(self) -> Message:
+        """The turn in tunesmith's vocabulary; `developer` is what OpenAI now calls `system`."""
+        return Message(
+            "system" if self.role == "developer" else self.role,
+            self.content,
+            name=self.name,
+            tool_calls=tuple(
+                ToolCall(call.id, call.function.name, call.function.arguments)
+                for call in self.tool_calls or ()
+            ),
+            tool_call_id=self.tool_call_id,
+        )
+
+
+class WireToolFunction(_Wire):
+    """The definition of a function; `strict` is a promise that we cannot give yet."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class WireTool(_Wire):
+    """A tool the model may call."""
+
+    type: Literal["function"]
+    function: WireToolFunction
+
+
+class StreamOptions(_Wire):
+    """What a stream carries beside the text."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Wire):
+    """POST /v1/chat/completions. Defaults are OpenAI's: temperature 1, one answer."""
+
+    model: str
+    messages: Annotated[list[WireMessage], Field(min_length=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Annotated[list[str], BeforeValidator(_listed), Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[WireTool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        body = cast("dict[str, Any]", value)
+        for name in body.keys() & NEUTRAL.keys():
+            if body[name] is not None and body[name] not in NEUTRAL[name]:
+                raise Refusal(
+                    f"'{name}' is not supported by this server.",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+        return {
+            name: item
+            for name, item in body.items()
+            if name not in NEUTRAL and name not in ABOUT_THE_CALLER
+        }
+
+    @model_validator(mode="after")
+    def _agree(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Refusal("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+        if self.stream_options is not None and not self.stream:
+            raise Refusal("'stream_options' needs 'stream' to be true.", param="stream_options")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise Refusal(
+                "'max_tokens' and 'max_completion_tokens' say the same; send one.",
+                param="max_tokens",
+            )
+        return self
+
+    def params(self) -> SamplingParams:
+        """How to sample."""
+        return SamplingParams(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            stop=tuple(self.stop or ()),
+            seed=self.seed,
+            logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs or 0,
+        )
+
+    def offered_tools(self) -> tuple[Tool, ...]:
+        """The tools that the model may call in this answer."""
+        return () if self.tool_choice == "none" else tools_of(self.tools)
+
+
+class LogprobsRequest(_Wire):
+    """POST /v1/logprobs: how likely is `answer` after `messages`?"""
+
+    model: str
+    messages: Annotated[list[WireMessage], Field(min_length=1)]
+    answer: WireMessage
+    tools: list[WireTool] | None = None
+
+
+class AdapterRequest(_Wire):
+    """POST /v1/adapters: load a LoRA folder under a name."""
+
+    name: Annotated[str, Field(min_length=1)]
+    path: str
+
+
+def tools_of(tools: Sequence[WireTool] | None) -> tuple[Tool, ...]:
+    """Definitions as the chat template takes them, absent fields left out."""
+    return tuple(tool.model_dump(exclude_none=True) for tool in tools or ())
+
+
+def model_entry(name: str, created: int) -> dict[str, Any]:
+    """One entry of /v1/models; `created` in seconds since 1970."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "tunesmith",
+        "shutdown_date": None,
+    }
+
+
+def error_body(
+    message: str, *, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error body."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def event(body: Mapping[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def unknown_model(name: str) -> Refusal:
+    """The refusal of a name that nothing answers to."""
+    return Refusal(
+        f"The model '{name}' does not exist. GET /v1/models lists those that do.",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
+
+
+def answer_errors_as_openai(app: FastAPI) -> None:
+    """Make every error of `app` a body of OpenAI's shape."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        refusal = _as_refusal(error)
+        body = error_body(refusal.found, kind=refusal.kind, param=refusal.param, code=refusal.code)
+        return JSONResponse(body, refusal.status)
+
+    for kind in (TunesmithError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)
+
+
+def _as_refusal(error: Exception) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return Refusal(f"{error.detail}.", status=error.status_code)
+    if isinstance(error, RowError):
+        return Refusal(str(error), param="messages")
+    if isinstance(error, AdapterError):
+        return Refusal(str(error), status=422, code="adapter_refused")
+    code = "engine_unavailable" if isinstance(error, EngineError) else None
+    return Refusal(str(error), status=503, kind="server_error", code=code)
+
+
+def _invalid(error: RequestValidationError) -> Refusal:
+    """The first finding as one sentence, with the argument it is about."""
+    first = error.errors()[0]
+    param = _path(first["loc"][1:])
+    if first["type"] == "json_invalid":
+        return Refusal("The body of the request is not valid JSON.")
+    if not param:
+        return Refusal("The body of the request is not a JSON object.")
+    if first["type"] == "extra_forbidden":
+        return Refusal(
+            f"Unrecognized request argument supplied: {param}",
+            param=param,
+            code="unknown_parameter",
+        )
+    if first["type"] == "missing":
+        return Refusal(
+            f"Missing required parameter: '{param}'.",
+            param=param,
+            code="missing_required_parameter",
+        )
+    said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    found = first.get("input")
+    shown = f", found {found!r}" if isinstance(found, str | int | float | None) else ""
+    return Refusal(
+        f"Invalid value for '{param}': {said}{shown}.", param=param, code="invalid_value"
+    )
+
+
+def _path(parts: Sequence[str | int]) -> str:
+    """messages[0].role out of ("messages", 0, "role")."""
+    out = ""
+    for part in parts:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else part
+    return out

@@ -1,0 +1,1 @@
+"""Learning: packed forests, pure objectives, one loop."""

@@ -1,0 +1,58 @@
+"""What `auto` becomes: hyperparameters from rows, tokens and the model's width, each with its reason.
+
+Starting points are those of "LoRA Without Regret" (Schulman et al. 2025): adapters on all linear
+layers, alpha 32 at scale 1/r, a learning rate ten times that of full fine-tuning which hardly
+depends on the rank but falls with the model's width, small batches, and a rank by the information
+in the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A value that `auto` became, and why."""
+
+    value: float | int
+    reason: str
+
+
+def learning_rate(width: int, steps: int) -> Choice:
+    """Peak rate for hidden states of `width` and a run of `steps`."""
+    rate = 5e-4 * (2000 / width) ** 0.78
+    reason = f"10 x 5e-5 x (2000 / width {width})^0.78"
+    if steps < 100:
+        rate *= 1.5
+        reason += f", x 1.5 for a run of only {steps} steps"
+    return Choice(float(f"{rate:.2g}"), reason)
+
+
+def batch_rows(rows: int) -> Choice:
+    """Rows a step: small, since adapters suffer from large batches earlier than full tuning."""
+    value = min(32, max(4, 2 ** round(math.log2(max(rows, 1) / 32))))
+    return Choice(value, f"about 1/32 of {rows} rows, between 4 and 32")
+
+
+def epochs(rows: int) -> Choice:
+    """Passes: few rows need more; early stopping ends what is too many."""
+    value = 3 if rows >= 1000 else 4 if rows >= 400 else 6
+    return Choice(value, f"{rows} rows; early stopping may end sooner")
+
+
+def rank(trained_tokens: int) -> Choice:
+    """Rank by the information to be held: about two bits a weight, one a trained token."""
+    value = 16 if trained_tokens < 1_000_000 else 32
+    return Choice(value, f"{trained_tokens:,} trained tokens to hold")
+
+
+def save_every(steps: int) -> Choice:
+    """Steps between validations: about twelve in a run."""
+    return Choice(max(1, math.ceil(steps / 12)), f"about 12 validations in {steps} steps")
+
+
+def max_batch_tokens() -> Choice:
+    """Distinct tokens in one pass: enough for fast products, little enough for memory."""
+    return Choice(2048, "activations of about 2,048 tokens at a time")

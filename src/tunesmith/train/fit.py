@@ -1,0 +1,202 @@
+"""The loop: order, step, validate, checkpoint, stop early, keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from tunesmith.data.split import read_jsonl
+from tunesmith.models.load import load
+from tunesmith.models.lora import LoRASettings
+from tunesmith.models.template import Chain
+from tunesmith.models.tree import PackedBatch
+from tunesmith.train import checkpoint, methods, objectives
+from tunesmith.train.pack import pack
+from tunesmith.train.parity import record
+from tunesmith.train.spec import TrainSpec, steps
+from tunesmith.train.trainer import Trainer
+
+Emit = Callable[[dict[str, Any]], None]
+Rows = Sequence[tuple[Chain, ...]]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands; saved with each checkpoint."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    worse: int = 0
+    """Validations since the best one."""
+    stopped: bool = False
+
+
+def fit(spec: TrainSpec, emit: Emit) -> None:
+    """Train as the spec says, from the newest checkpoint if there is one, and write adapter/.
+
+    Raises:
+        TrainingError: a gradient is not finite.
+    """
+    out = Path(spec.out)
+    model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
+    train = methods.sft(read_jsonl(Path(spec.train)), model.template)
+    held = methods.sft(read_jsonl(Path(spec.validation)), model.template)
+    settings = LoRASettings(spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets)
+    trainer = Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay)
+    total = steps(len(train), spec.batch_rows, spec.epochs)
+    emit(
+        {
+            "type": "training",
+            "rows": len(train),
+            "steps": total,
+            "share": spec.share,
+            "parameters": sum(weight.numel() for weight in trainer.weights),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+        }
+    )
+    validation = (
+        pack(_flat(held), max_tokens=spec.max_batch_tokens, share=spec.share) if held else []
+    )
+    loop = _Loop(spec, trainer, train, validation, total, emit)
+    progress = loop.run(_resume(out / "checkpoints", trainer, emit))
+    if progress.best_step != progress.step:
+        best = checkpoint.load(out / "checkpoints", progress.best_step)
+        trainer.restore(best["trainer"])
+    _write_adapter(spec, trainer, progress, model.template.fingerprint)
+    record(model, held or train, out / "parity.json")
+    emit(
+        {
+            "type": "trained",
+            "step": progress.step,
+            "best_step": progress.best_step,
+            "stopped_early": progress.stopped,
+            "validation_loss": None if math.isinf(progress.best_loss) else progress.best_loss,
+        }
+    )
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
+    """The rate of step 0 .. total-1: a linear rise over the first share, then a cosine to 0."""
+    rise = math.ceil(total * warmup)
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def rows_of_step(step: int, rows: int, batch_rows: int, seed: int) -> list[int]:
+    """Which rows a step learns from: a function of the seed and nothing else."""
+    per_epoch = math.ceil(rows / batch_rows)
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return [int(row) for row in order[place * batch_rows : (place + 1) * batch_rows]]
+
+
+@dataclass(slots=True)
+class _Loop:
+    spec: TrainSpec
+    trainer: Trainer
+    train: Rows
+    validation: list[PackedBatch]
+    total: int
+    emit: Emit
+
+    def run(self, resumed: Progress | None) -> Progress:
+        progress = resumed or Progress()
+        if resumed is None:
+            self._validate(progress)
+        while progress.step < self.total and not progress.stopped:
+            self._step(progress)
+            if progress.step % self.spec.save_every == 0 or progress.step == self.total:
+                self._validate(progress)
+        return progress
+
+    def _step(self, progress: Progress) -> None:
+        spec, began = self.spec, time.monotonic()
+        rows = rows_of_step(progress.step, len(self.train), spec.batch_rows, spec.seed)
+        chains = _flat([self.train[row] for row in rows])
+        batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share)
+        losses = [self.trainer.forward_backward(batch, objectives.sft) for batch in batches]
+        rate = learning_rate(progress.step, self.total, spec.learning_rate, spec.warmup)
+        norm = self.trainer.optim_step(rate, clip=spec.clip)
+        progress.step += 1
+        loss = float(sum(part.sum for part in losses)) / sum(part.count for part in losses)
+        self.emit(
+            {
+                "type": "step",
+                "step": progress.step,
+                "loss": loss,
+                "lr": rate,
+                "rows": len(rows),
+                "tokens": sum(len(chain.ids) for chain in chains),
+                "distinct_tokens": sum(batch.size for batch in batches),
+                "trained_tokens": sum(chain.trained_count for chain in chains),
+                "grad_norm": norm,
+                "memory_mb": _memory(),
+                "seconds": time.monotonic() - began,
+            }
+        )
+
+    def _validate(self, progress: Progress) -> None:
+        """Measure, then save: a checkpoint knows whether it is the best."""
+        loss = math.inf
+        if self.validation:
+            loss = self.trainer.validate(self.validation, objectives.sft)
+            self.emit({"type": "validation", "step": progress.step, "loss": loss, "metrics": {}})
+        # Without held-out rows the newest is the best there is.
+        if loss < progress.best_loss or not self.validation:
+            progress.best_loss, progress.best_step, progress.worse = loss, progress.step, 0
+        else:
+            progress.worse += 1
+        patience = self.spec.patience
+        progress.stopped = bool(patience and progress.worse >= patience)
+        folder = Path(self.spec.out) / "checkpoints"
+        state = {"trainer": self.trainer.state(), "progress": asdict(progress)}
+        checkpoint.save(folder, progress.step, state)
+        checkpoint.prune(folder, best=progress.best_step)
+        self.emit({"type": "checkpoint", "step": progress.step, "best": progress.best_step})
+
+
+def _resume(folder: Path, trainer: Trainer, emit: Emit) -> Progress | None:
+    saved = checkpoint.steps(folder)
+    if not saved:
+        return None
+    state = checkpoint.load(folder, saved[-1])
+    trainer.restore(state["trainer"])
+    emit({"type": "resumed", "step": saved[-1]})
+    return Progress(**state["progress"])
+
+
+def _write_adapter(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str) -> None:
+    out = Path(spec.out)
+    card = {
+        "base": spec.name,
+        "base_revision": spec.revision,
+        "base_weights": spec.weights_hash,
+        "template": template,
+        "precision": "float32 masters",
+        "step": progress.best_step,
+    }
+    trainer.save(out / ".adapter.partial", base=spec.name, card=card)
+    checkpoint.place(out / ".adapter.partial", out / "adapter")
+
+
+def _flat(rows: Rows) -> list[Chain]:
+    return [chain for row in rows for chain in row]
+
+
+def _memory() -> int:
+    """Resident memory of this process in MB, and what it holds on the device."""
+    held = psutil.Process().memory_info().rss
+    if torch.cuda.is_available():
+        held = torch.cuda.max_memory_allocated()
+    return int(held // 2**20)

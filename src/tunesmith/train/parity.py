@@ -1,0 +1,72 @@
+"""What the trainer says of some answers, so that a server can be held to it (traps 1 and 18).
+
+In bfloat16 two right ways of computing the same differ by rounding. How much, the trainer measures
+on itself: each row alone against all rows in one forest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.template import Chain
+from tunesmith.models.tree import plant
+
+ROWS = 8
+MAX_TOKENS = 2048
+"""Longer rows are passed over: the check is to be quick."""
+
+
+@torch.no_grad()
+def record(model: LoadedModel, rows: Sequence[tuple[Chain, ...]], path: Path) -> None:
+    """Write ids and log-probabilities of the last answer of the first rows.
+
+    The file is {"dtype", "noise": {"mean", "largest"}, "rows": [{"row", "ids", "logprobs"}]};
+    noise is in nats, between the two ways of computing.
+    """
+    chosen = [
+        (index, chains[-1])
+        for index, chains in enumerate(rows[:ROWS])
+        if len(chains[-1].ids) <= MAX_TOKENS
+    ]
+    said = [
+        {
+            "row": index,
+            "ids": chain.ids[_last_turn(chain) :],
+            "logprobs": model.logprobs(plant([chain]), exact=True)[
+                _last_turn(chain) - len(chain.ids) :
+            ].tolist(),
+        }
+        for index, chain in chosen
+    ]
+    value = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "noise": _noise(model, [chain for _, chain in chosen]),
+        "rows": said,
+    }
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def _noise(model: LoadedModel, chains: Sequence[Chain]) -> dict[str, float]:
+    """Differences between each chain alone and all of them in one forest."""
+    batch = plant(chains)
+    together = model.logprobs(batch, exact=True)
+    branch = torch.from_numpy(batch.branch[batch.trained]).to(together.device)
+    apart = [
+        (together[branch == index] - model.logprobs(plant([chain]), exact=True)).abs()
+        for index, chain in enumerate(chains)
+    ]
+    found = torch.cat(apart)
+    return {"mean": float(found.mean()), "largest": float(found.max())}
+
+
+def _last_turn(chain: Chain) -> int:
+    """Where the last run of trained tokens begins; a chain ends with one."""
+    start = len(chain.ids)
+    while chain.trained[start - 1]:
+        start -= 1
+    return start

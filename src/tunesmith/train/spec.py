@@ -1,0 +1,65 @@
+"""What a training process is told, as a file: everything, so that a run can be made again."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec:
+    """One training run; no value is left to be chosen.
+
+    Attributes:
+        model: folder of the base; name, revision and weights_hash say which it is.
+        train, validation: files as data.split.write_jsonl writes them.
+        out: the run's folder; checkpoints/ and adapter/ are made in it.
+        parent: process id that this one dies with; 0 for none.
+    """
+
+    model: str
+    name: str
+    revision: str
+    weights_hash: str
+    train: str
+    validation: str
+    out: str
+    dtype: str = "auto"
+    device: str = "auto"
+    rank: int = 16
+    alpha: float = 32.0
+    rslora: bool = False
+    dropout: float = 0.0
+    targets: tuple[str, ...] | str = "all-linear"
+    epochs: float = 3.0
+    batch_rows: int = 16
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    patience: int = 3
+    save_every: int = 20
+    max_batch_tokens: int = 2048
+    share: bool = True
+    seed: int = 0
+    parent: int = 0
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> TrainSpec:
+        """The inverse of `write`."""
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values.get("targets"), list):
+            values["targets"] = tuple(values["targets"])
+        return cls(**values)
+
+
+def steps(rows: int, batch_rows: int, epochs: float) -> int:
+    """Optimiser steps of a run; the last batch of an epoch may be short."""
+    return math.ceil(math.ceil(rows / batch_rows) * epochs)

@@ -1,0 +1,72 @@
+"""What every test shares: no hub, one torch thread a process, and the way to the shared data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Read by torch when it is first imported. Tiny models gain nothing from a second thread, and
+# threads that wait for each other on a busy machine make a test fifty times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+SHARED = Path(os.environ.get("TUNESMITH_SHARED", Path(__file__).parents[2] / "shared"))
+USER_HOME = os.environ.get("TUNESMITH_HOME")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """The path of a file of the shared data; skips with the reason when it is not there."""
+
+    def find(name: str) -> Path:
+        path = SHARED / "data" / name
+        if not path.exists():
+            pytest.skip(f"{name}: no shared data beside the repository (set TUNESMITH_SHARED)")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of tiny random models, each made once a session: tiny("llama", hidden_size=32).
+
+    Their weights are ten times the usual size, so that attention is sharp and mistakes show.
+    """
+    made: dict[str, Path] = {}
+
+    def make(family: str = "llama", **settings: object) -> Path:
+        values = {"initializer_range": 0.2, **settings}
+        key = json.dumps([family, values], sort_keys=True)
+        if key not in made:
+            from tunesmith.testing import tiny_model
+
+            made[key] = tiny_model(tmp_path_factory.mktemp(family), family=family, **values)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The folder of the default model, from the user's own home: fetched once, not once a run."""
+    from tunesmith.models.catalog import DEFAULT
+    from tunesmith.models.fetch import resolve
+
+    with pytest.MonkeyPatch.context() as patch:
+        if USER_HOME is None:
+            patch.delenv("TUNESMITH_HOME", raising=False)
+        else:
+            patch.setenv("TUNESMITH_HOME", USER_HOME)
+        return resolve(DEFAULT).folder
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests never see the user's models, runs or database."""
+    if "TUNESMITH_TEST_HOME" not in os.environ:
+        monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tunesmith.errors import UsageError
+from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, noise_floor, verdict
+from tunesmith.evaluate.evaluation import ArmKind, Measured, Sample, summarise
+
+N = 100
+
+
+def arm(name: str, right: int, *, n: int = N, kind: ArmKind | None = None) -> Measured:
+    """An arm that gets the first `right` of `n` rows right."""
+    samples = tuple(
+        Sample(
+            id=f"t:{i}",
+            prompt=f"q{i}",
+            reference="a",
+            output="a" if i < right else "b",
+            scores={"exact": float(i < right)},
+            tokens_in=1,
+            tokens_out=1,
+            seconds=0.0,
+            finish_reason="stop",
+            cluster=f"q{i}",
+        )
+        for i in range(n)
+    )
+    return Measured(name, kind or name, samples, summarise(samples, ()))  # type: ignore[arg-type]
+
+
+def judge(
+    tuned: Measured,
+    base: Measured | None,
+    prompt: Measured | None = None,
+    classical: Measured | None = None,
+    *,
+    goal: float | None = None,
+    noise: Noise | None = None,
+    comparisons: Sequence[Comparison] = (),
+) -> Verdict:
+    return verdict(
+        tuned, base, prompt, classical, comparisons,
+        metric="exact", task="labels", goal=goal, noise=noise,
+    )  # fmt: skip
+
+
+def test_a_comparison_by_hand() -> None:
+    found = compare(arm("tuned", 80), arm("base", 70), "exact")
+    assert (found.a, found.b, found.metric, found.n) == ("tuned", "base", "exact", N)
+    assert found.difference == pytest.approx(0.10)
+    assert found.p == pytest.approx(2 / 1024)
+    assert 0.03 < found.low < 0.10 < found.high < 0.18
+
+
+def test_rows_are_matched_by_id_and_only_those_both_answered_count() -> None:
+    tuned, base = arm("tuned", 80), arm("base", 10, n=20)
+    turned = Measured("base", "base", base.samples[::-1], base.scores)
+    assert compare(tuned, turned, "exact") == compare(tuned, base, "exact")
+    assert compare(tuned, base, "exact").n == 20
+    assert compare(tuned, base, "exact").difference == pytest.approx(0.5)
+
+
+def test_a_metric_that_rows_do_not_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="no row in common that is scored by f1"):
+        compare(arm("tuned", 1), arm("base", 1), "f1")
+
+
+def test_trap_30_noise_is_measured_and_a_gain_within_it_is_a_no() -> None:
+    noise = noise_floor(arm("base", 40), arm("base", 52), "exact")
+    assert (noise.difference, noise.changed, noise.n) == (pytest.approx(0.12), 0.12, N)
+    tuned, base = arm("tuned", 50), arm("base", 40)
+    assert judge(tuned, base).ship
+    found = judge(tuned, base, noise=noise)
+    assert not found.ship
+    assert "differs from itself by 0.12" in found.sentence
+
+
+def test_ship_it_with_its_numbers() -> None:
+    found = judge(arm("tuned", 80), arm("base", 0), arm("prompt", 20), arm("classical", 65))
+    assert found.ship
+    assert found.sentence == (
+        "Ship it: tuned answers 0.80 of 100 unseen rows exactly as the reference against"
+        " 0.00 for the base (+0.80, 95 % 0.70 to 0.87), 0.20 for prompting alone"
+        " (+0.60, 0.49 to 0.68) and 0.65 for the classifier (+0.15, 0.08 to 0.22)."
+    )
+
+
+def test_no_when_the_gain_may_be_chance() -> None:
+    found = judge(arm("tuned", 42), arm("base", 40))
+    assert not found.ship
+    assert found.sentence.startswith("Do not ship it: ")
+    assert "may be chance (p = 0.5)" in found.sentence
+
+
+def test_no_when_it_does_worse() -> None:
+    found = judge(arm("tuned", 20), arm("base", 60))
+    assert not found.ship
+    assert "it does worse than base" in found.sentence
+
+
+def test_no_on_too_few_rows() -> None:
+    found = judge(arm("tuned", 5, n=5), arm("base", 0, n=5))
+    assert not found.ship
+    assert "5 rows are too few to rule out chance" in found.sentence
+
+
+@pytest.mark.parametrize(("right", "how"), [(79, "as well"), (95, "better")])
+def test_what_is_cheap_and_does_as_well_is_named_instead(right: int, how: str) -> None:
+    found = judge(arm("tuned", 80), arm("base", 0), arm("prompt", 20), arm("classical", right))
+    assert not found.ship
+    assert found.sentence.startswith("Use the classifier instead: ")
+    assert found.sentence.endswith(f"the classifier does {how}, untrained.")
+    prompted = judge(arm("tuned", 80), arm("base", 0), arm("prompt", right))
+    assert prompted.sentence.startswith("Use prompting alone instead: ")
+
+
+def test_where_tuning_gains_nothing_what_does_is_named() -> None:
+    found = judge(arm("tuned", 1), arm("base", 0), classical=arm("classical", 70))
+    assert found.sentence.startswith("Use the classifier instead: ")
+    neither = judge(arm("tuned", 1), arm("base", 0), classical=arm("classical", 1))
+    assert neither.sentence.startswith("Do not ship it: ")
+
+
+def test_the_goal_is_answered() -> None:
+    tuned, base = arm("tuned", 80), arm("base", 0)
+    reached, missed = judge(tuned, base, goal=0.75), judge(tuned, base, goal=0.9)
+    assert reached.ship
+    assert reached.sentence.endswith("; the goal of 0.75 is reached.")
+    assert not missed.ship
+    assert missed.sentence.endswith("; the goal of 0.9 is not reached.")
+
+
+def test_no_verdict_without_a_base() -> None:
+    found = judge(arm("tuned", 80), None, arm("prompt", 20))
+    assert not found.ship
+    assert found.sentence.startswith("No verdict: ")
+    assert "the base was not measured" in found.sentence
+
+
+def test_comparisons_are_read_in_either_direction() -> None:
+    tuned, base = arm("tuned", 80), arm("base", 0)
+    given = [compare(base, tuned, "exact")]
+    assert judge(tuned, base, comparisons=given) == judge(tuned, base)
+
+
+def test_the_sentence_names_the_metric_and_the_task() -> None:
+    tuned, base, near = arm("tuned", 80), arm("base", 0), arm("classical", 30)
+    found = verdict(tuned, base, None, near, (), metric="exact", task="json")
+    assert "gives the reference's values on 0.80 of 100 unseen rows" in found.sentence
+    assert "0.30 for the nearest training row" in found.sentence

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tunesmith.errors import ModelError
+from tunesmith.models.attention import Asked, Forest, flash, forest_attention
+from tunesmith.models.load import LoadedModel, load
+from tunesmith.models.template import Chain
+from tunesmith.models.tree import PackedBatch, plant, visible
+
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 12, "sliding_window": 16},
+    "gemma3_text": {
+        "head_dim": 12,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gpt_neox": {},
+    "granite": {},
+    "cohere2": {"sliding_window": 16},
+    "olmo3": {"sliding_window": 16},
+    "gpt_oss": {
+        "head_dim": 12,
+        "sliding_window": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+SINGLE = {"gpt_oss"}
+"""Families whose experts compute in float32 at most."""
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, asked: Asked) -> Tensor:
+    """The same with one dense mask of T x T."""
+    repeat = len(q) // len(k)
+    k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+    scores = q @ k.transpose(1, 2) * asked.scale
+    if asked.softcap is not None:
+        scores = asked.softcap * torch.tanh(scores / asked.softcap)
+    mask = torch.from_numpy(visible(batch))
+    if asked.window is not None:
+        depth = torch.from_numpy(batch.depth)
+        mask = mask & (depth[:, None] - depth[None, :] < asked.window)
+    scores = scores.masked_fill(~mask, -math.inf)
+    if asked.sinks is not None:
+        scores = torch.cat([scores, asked.sinks[:, None, None].expand(-1, len(mask), 1)], -1)
+    return torch.softmax(scores, -1)[..., : len(mask)] @ v
+
+
+def chains(seed: int, *, rows: int, roots: tuple[int, ...] = (40, 20)) -> list[Chain]:
+    """Rows under a root, some of them under a second one below it; lengths very uneven."""
+    draw = np.random.default_rng(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(int(token) for token in draw.integers(0, 256, count))
+
+    first, second = (ids(count) for count in roots)
+    out: list[Chain] = []
+    for row in range(rows):
+        prompt = first * (row % 5 != 4) + second * (row % 2) + ids(int(draw.integers(1, 30)))
+        answer = ids(int(draw.integers(1, 8)))
+        out.append(Chain(prompt + answer, (False,) * len(prompt) + (True,) * len(answer)))
+    return out
+
+
+def path_of(batch: PackedBatch, branch: int) -> list[int]:
+    place = int(np.flatnonzero(batch.branch == branch)[-1])
+    path: list[int] = []
+    while place >= 0:
+        path.append(place)
+        place = int(batch.parent[place])
+    return path[::-1]
+
+
+def logits(model: LoadedModel, batch: PackedBatch) -> Tensor:
+    with torch.no_grad():
+        return model.head(model.forest(batch))
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{}, {"window": 9}, {"softcap": 2.0}, {"sinks": True}, {"window": 5, "softcap": 3.0}],
+    ids=["plain", "window", "softcap", "sinks", "window+softcap"],
+)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 9), grouped=st.booleans())
+def test_segments_equal_a_dense_mask_with_their_gradients(
+    wish: dict[str, object], seed: int, rows: int, grouped: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batch = plant(chains(seed, rows=rows))
+    heads, kv_heads = 4, 2 if grouped else 4
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    q, k, v = (leaf(count, batch.size, 12) for count in (heads, kv_heads, kv_heads))
+    sinks = leaf(heads) if wish.get("sinks") else None
+    asked = Asked(0, 0.7, wish.get("window"), wish.get("softcap"), sinks)  # pyright: ignore
+    weigh = torch.randn(q.shape, generator=generator, dtype=torch.float64)
+    ours, theirs = Forest(batch).attend(q, k, v, asked), reference(q, k, v, batch, asked)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    inputs = [leaf for leaf in (q, k, v, sinks) if leaf is not None]
+    torch.testing.assert_close(
+        torch.autograd.grad((ours * weigh).sum(), inputs),
+        torch.autograd.grad((theirs * weigh).sum(), inputs),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
+def test_values_may_be_of_another_width_than_keys() -> None:
+    batch = plant(chains(3, rows=4))
+    q, k, v = (torch.randn(2, batch.size, width).double() for width in (12, 12, 8))
+    asked = Asked(0, 12**-0.5)
+    torch.testing.assert_close(
+        Forest(batch).attend(q, k, v, asked), reference(q, k, v, batch, asked)
+    )
+
+
+def test_flash_gives_the_softmax_and_its_log_sum_exp() -> None:
+    q = torch.randn(3, 4, 5, 8, dtype=torch.float64)
+    k, v = (torch.randn(3, 2, 11, 8, dtype=torch.float64) for _ in range(2))
+    distance = torch.arange(6, 11)[:, None] - torch.arange(11)[None, :]
+    out, lse = flash(q, k, v, distance.expand(3, -1, -1), 0.3)
+    wide = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    scores = (q @ wide[0].transpose(2, 3) * 0.3).masked_fill(distance < 0, -math.inf)
+    torch.testing.assert_close(out, torch.softmax(scores, -1) @ wide[1])
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trap_37_forest_is_its_separate_rows_beyond_the_window(
+    tiny: Callable[..., Path], family: str
+) -> None:
+    single = family in SINGLE
+    model = load(tiny(family, **FAMILIES[family]), dtype="float32" if single else "float64")
+    rows = chains(7, rows=6)
+    assert max(len(row.ids) for row in rows) > 4 * 16
+    batch = plant(rows)
+    assert batch.size < sum(len(row.ids) for row in rows)
+    together = logits(model, batch)
+    model.module.set_attn_implementation("eager")
+    for index, row in enumerate(rows):
+        with torch.no_grad():
+            own = model.module(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
+        # Eager attention rounds its softmax to float32 even in a float64 model.
+        limit = 2e-4 if single else 2e-5
+        torch.testing.assert_close(together[path_of(batch, index)], own, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_trap_08_packed_rows_equal_unpacked_rows(tiny: Callable[..., Path], family: str) -> None:
+    model = load(tiny(family, **FAMILIES[family]), dtype="float64")
+    rows = chains(1, rows=7)
+    with torch.no_grad():
+        alone = torch.cat([model.logprobs(plant([row])) for row in rows])
+        side_by_side = model.logprobs(plant(rows, share=False))
+        batch = plant(rows)
+        shared = model.logprobs(batch)
+    torch.testing.assert_close(side_by_side, alone, rtol=0, atol=1e-12)
+    order = torch.from_numpy(np.argsort(batch.branch[batch.trained], kind="stable"))
+    torch.testing.assert_close(shared[order], alone, rtol=0, atol=1e-12)
+
+
+def test_trap_08_a_row_does_not_feel_what_changes_in_another(tiny: Callable[..., Path]) -> None:
+    model = load(tiny(), dtype="float64")
+    rows = chains(2, rows=4, roots=(60, 20))
+    changed = Chain(tuple(255 - token for token in rows[0].ids), rows[0].trained)
+    with torch.no_grad():
+        before = model.logprobs(plant(rows, share=False))[rows[0].trained_count :]
+        after = model.logprobs(plant([changed, *rows[1:]], share=False))[rows[0].trained_count :]
+        first = model.logprobs(plant([changed], share=False))
+        assert not torch.equal(first, model.logprobs(plant([rows[0]], share=False)))
+    assert torch.equal(before, after)
+
+
+def test_trap_08_both_rules_of_the_forest_are_needed(tiny: Callable[..., Path]) -> None:
+    """A causal mask instead of the intervals, or logits at j-1 instead of parent[j]: both differ."""
+    model = load(tiny(), dtype="float64")
+    # One prompt with several answers: trained tokens stand right behind the fork.
+    prompt = chains(4, rows=1)[0].ids
+    answers = [tuple(range(first, first + 6)) for first in (10, 70, 130)]
+    mask = (False,) * len(prompt) + (True,) * 6
+    batch = plant([Chain(prompt + answer, mask) for answer in answers])
+    size = batch.size
+    causal = PackedBatch(
+        batch.ids,
+        np.arange(size) - 1,
+        np.full(size, size),
+        batch.depth,
+        batch.weight,
+        np.zeros(size, dtype=np.int64),
+    )
+    trained = torch.from_numpy(batch.trained)
+    targets = torch.from_numpy(batch.ids)[trained]
+    with torch.no_grad():
+        right = model.logprobs(batch)
+        ids, tree = torch.from_numpy(batch.ids), Forest(causal)
+        tree.depth = torch.from_numpy(batch.depth)
+        leaky = model.head(model.hidden(ids, tree.depth, tree)).log_softmax(-1)
+        leaky = leaky[torch.from_numpy(batch.parent)[trained], targets]
+        shifted = model.head(model.forest(batch)).log_softmax(-1)[trained - 1, targets]
+    assert (right - leaky).abs().max() > 0.5
+    assert (right - shifted).abs().max() > 0.5
+
+
+def test_trap_38_attention_without_the_structure_is_refused() -> None:
+    one = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ModelError, match="dropped the batch's structure"):
+        forest_attention(nn.Identity(), one, one, one, None)
+
+
+def test_trap_37_attention_dropout_is_refused_by_name() -> None:
+    one = torch.zeros(1, 2, 3, 4)
+    tree = Forest(plant(chains(0, rows=1)))
+    with pytest.raises(ModelError, match=r"attention dropout 0\.1"):
+        forest_attention(nn.Identity(), one, one, one, None, dropout=0.1, tree=tree)
+
+
+def test_the_structure_survives_recomputation_of_activations(tiny: Callable[..., Path]) -> None:
+    model = load(tiny(), dtype="float64")
+    batch = plant(chains(5, rows=3))
+    embedding = model.module.get_input_embeddings().weight
+    embedding.requires_grad_(True)
+
+    def gradient() -> Tensor:
+        (grad,) = torch.autograd.grad(model.logprobs(batch).sum(), embedding)
+        return grad
+
+    plain = gradient()
+    model.module.activation_checkpointing_enable()
+    model.module.train()
+    torch.testing.assert_close(gradient(), plain, rtol=0, atol=1e-12)

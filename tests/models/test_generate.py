@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tunesmith.errors import AdapterError
+from tunesmith.models import generate
+from tunesmith.models.generate import Request, Sampler, ScoreRequest, Token
+from tunesmith.models.load import LoadedModel, load
+from tunesmith.models.lora import LoRASettings
+from tunesmith.models.template import Chain
+from tunesmith.models.tree import plant
+
+PREFIX = tuple(range(30, 75))
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 12, "sliding_window": 16},
+    "gemma3_text": {"head_dim": 12, "sliding_window": 16},
+    "qwen3": {},
+    "gpt_neox": {},
+    "gpt_oss": {
+        "head_dim": 12,
+        "sliding_window": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
+def requests(count: int, *, seed: int = 0, adapter: str | None = None) -> list[Request]:
+    """Prompts of many lengths, two in three behind one prefix."""
+    draw = np.random.default_rng(seed)
+    out: list[Request] = []
+    for index in range(count):
+        prompt = tuple(int(x) for x in draw.integers(0, 256, int(draw.integers(1, 40))))
+        prefix = PREFIX if index % 3 else ()
+        out.append(Request(f"r{index}", prefix, prompt, max_tokens=10, adapter=adapter))
+    return out
+
+
+def answers(sampler: Sampler, asked: Sequence[Request]) -> dict[str, list[Token]]:
+    for request in asked:
+        sampler.submit(request)
+    out: dict[str, list[Token]] = {request.id: [] for request in asked}
+    while not sampler.idle:
+        for token in sampler.step():
+            out[token.request].append(token)
+    return out
+
+
+def ids(tokens: Sequence[Token]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def assert_same(ours: Sequence[Token], theirs: Sequence[Token]) -> None:
+    assert ids(ours) == ids(theirs)
+    assert [t.finish for t in ours] == [t.finish for t in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+def alone(folder: Path, request: Request) -> list[Token]:
+    """The answer of a sampler that has never seen anything else."""
+    return answers(Sampler(load(folder, dtype="float32"), max_rows=1), [request])[request.id]
+
+
+def with_adapter(folder: Path, out: Path) -> LoadedModel:
+    """A model with the trained adapter "a", which is also saved in a folder."""
+    model = load(folder, dtype="float32")
+    model.adapters.create("a", LoRASettings(rank=4), seed=0)
+    torch.manual_seed(0)
+    for _, low in model.adapters.lows("a"):
+        torch.nn.init.normal_(low.b, std=0.1)
+    model.adapters.save("a", out, base="tiny", card={"base_weights": model.weights_hash})
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trap_37_greedy_answers_are_those_of_transformers(
+    tiny: Callable[..., Path], family: str
+) -> None:
+    folder = tiny(family, **FAMILIES[family])
+    asked = [replace(item, max_tokens=24) for item in requests(6)]
+    ours = answers(Sampler(load(folder, dtype="float32"), max_rows=4), asked)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    for item in asked:
+        prompt = torch.tensor([item.prefix + item.prompt])
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=257,
+            pad_token_id=259,
+        )
+        assert ids(ours[item.id]) == out[0, prompt.shape[1] :].tolist()
+
+
+def test_trap_32_a_batch_answers_as_each_alone(tiny: Callable[..., Path]) -> None:
+    """More requests than rows, shared and unshared prefixes, one sampler that saw others before."""
+    asked = requests(11)
+    sampler = Sampler(load(tiny(), dtype="float32"), max_rows=4)
+    together = answers(sampler, asked)
+    assert all(tokens[-1].finish for tokens in together.values())
+    backwards = answers(sampler, asked[::-1])
+    for item in asked:
+        assert_same(together[item.id], alone(tiny(), item))
+        assert_same(backwards[item.id], together[item.id])
+
+
+def test_trap_32_a_shared_prefix_changes_nothing(tiny: Callable[..., Path]) -> None:
+    sampler = Sampler(load(tiny(), dtype="float32"))
+    whole = Request("whole", (), PREFIX + (5, 6, 7), max_tokens=12)
+    split = Request("split", PREFIX, (5, 6, 7), max_tokens=12)
+    got = answers(sampler, [whole, split])
+    assert_same([replace(t, request="x") for t in got["whole"]], got["split"])
+
+
+def test_trap_32_neighbours_that_are_cancelled_or_join_late_change_nothing(
+    tiny: Callable[..., Path],
+) -> None:
+    asked = requests(5, seed=1)
+    sampler = Sampler(load(tiny(), dtype="float32"), max_rows=3)
+    out: dict[str, list[Token]] = {item.id: [] for item in asked}
+    for item in asked[:4]:
+        sampler.submit(item)
+    for step in range(30):
+        if step == 2:
+            sampler.cancel("r0")
+            sampler.cancel("unknown")
+            sampler.submit(asked[4])
+        if step == 4:
+            sampler.cancel("r3")
+        for token in sampler.step():
+            out[token.request].append(token)
+    assert sampler.idle
+    assert len(out["r0"]) == 2
+    assert len(out["r3"]) < 10
+    for name in ("r1", "r2", "r4"):
+        request = next(item for item in asked if item.id == name)
+        assert_same(out[name], alone(tiny(), request))
+
+
+def test_long_prompts_and_answers_outgrow_every_block(tiny: Callable[..., Path]) -> None:
+    prompt = tuple(np.random.default_rng(3).integers(0, 256, generate.PREFILL + 70).tolist())
+    long = Request("long", (), prompt, max_tokens=140)
+    short = Request("short", (), prompt[:3], max_tokens=150)
+    model = load(tiny(), dtype="float32")
+    got = answers(Sampler(model, max_rows=2), [long, short])
+    for item in (long, short):
+        tokens = got[item.id]
+        row = item.prompt + tuple(ids(tokens))
+        mask = (False,) * len(item.prompt) + (True,) * len(tokens)
+        with torch.no_grad():
+            wanted = model.logprobs(plant([Chain(row, mask)])).tolist()
+        assert [t.logprob for t in tokens] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_scores_are_the_log_probabilities_of_the_trainer(tiny: Callable[..., Path]) -> None:
+    model = load(tiny(), dtype="float32")
+    sampler = Sampler(model)
+    answer = (7, 8, 9, 257)
+    split = ScoreRequest(PREFIX, (1, 2), answer)
+    whole = ScoreRequest((), (*PREFIX, 1, 2), answer)
+    mask = (False,) * (len(PREFIX) + 2) + (True,) * 4
+    with torch.no_grad():
+        wanted = model.logprobs(plant([Chain((*PREFIX, 1, 2, *answer), mask)])).tolist()
+    for scored in sampler.score([split, whole]):
+        assert scored == pytest.approx(wanted, abs=1e-5)
+
+
+def test_trap_18_an_adapter_changes_the_answer_and_scores_as_the_trainer_does(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = with_adapter(tiny(), tmp_path)
+    served = Sampler(load(tiny(), dtype="float32"))
+    served.add_adapter("tuned", tmp_path)
+    assert served.adapters == ("tuned",)
+    base, tuned = (replace(requests(2)[1], id=name) for name in ("base", "tuned"))
+    got = answers(served, [base, replace(tuned, adapter="tuned")])
+    assert ids(got["base"]) != ids(got["tuned"])
+    assert_same(got["base"], alone(tiny(), base))
+    row = tuned.prefix + tuned.prompt + tuple(ids(got["tuned"]))
+    mask = (False,) * (len(row) - 10) + (True,) * 10
+    model.adapters.routing.all = "a"
+    with torch.no_grad():
+        wanted = model.logprobs(plant([Chain(row, mask)])).tolist()
+    assert [t.logprob for t in got["tuned"]] == pytest.approx(wanted, abs=1e-4)
+    score = ScoreRequest(tuned.prefix, tuned.prompt, row[-10:], "tuned")
+    assert served.score([score])[0] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_trap_18_after_sampling_the_trainer_still_goes_through_its_adapter(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = with_adapter(tiny(), tmp_path)
+    model.adapters.routing.all = "a"
+    batch = plant([Chain(PREFIX, (False,) * 40 + (True,) * 5)])
+    with torch.no_grad():
+        before = model.logprobs(batch)
+        answers(Sampler(model), requests(3))
+        assert torch.equal(model.logprobs(batch), before)
+
+
+def test_one_batch_mixes_the_base_and_its_adapters(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    sampler = Sampler(with_adapter(tiny(), tmp_path), max_rows=8)
+    plain, tuned = requests(4), requests(4, adapter="a")
+    tuned = [replace(item, id="t" + item.id) for item in tuned]
+    mixed = answers(sampler, [item for pair in zip(plain, tuned, strict=True) for item in pair])
+    for item in tuned:
+        assert_same(answers(sampler, [item])[item.id], mixed[item.id])
+    for item in plain:
+        assert_same(alone(tiny(), item), mixed[item.id])
+
+
+def test_an_adapter_of_the_same_name_replaces_the_first_with_its_prefixes(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = with_adapter(tiny(), tmp_path / "one")
+    with torch.no_grad():
+        for _, low in model.adapters.lows("a"):
+            low.b.neg_()
+    card = {"base_weights": model.weights_hash}
+    model.adapters.save("a", tmp_path / "two", base="tiny", card=card)
+    request = Request("r", PREFIX, (1, 2, 3), 10, adapter="x")
+    fresh = Sampler(load(tiny(), dtype="float32"))
+    fresh.add_adapter("x", tmp_path / "two")
+    wanted = answers(fresh, [request])["r"]
+    sampler = Sampler(load(tiny(), dtype="float32"))
+    sampler.add_adapter("x", tmp_path / "one")
+    assert ids(answers(sampler, [request])["r"]) != ids(wanted)
+    sampler.add_adapter("x", tmp_path / "two")
+    assert_same(answers(sampler, [request])["r"], wanted)
+
+
+def test_a_removed_adapter_takes_its_requests_with_it(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    sampler = Sampler(with_adapter(tiny(), tmp_path), max_rows=2)
+    for item in requests(4, adapter="a"):
+        sampler.submit(item)
+    sampler.step()
+    sampler.remove_adapter("a")
+    assert sampler.idle
+    assert sampler.adapters == ()
+
+
+def test_trap_18_an_adapter_of_other_weights_is_refused(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    with_adapter(tiny(), tmp_path)
+    with pytest.raises(AdapterError, match="was trained on weights"):
+        Sampler(load(tiny(seed=1), dtype="float32")).add_adapter("a", tmp_path)
+
+
+def test_the_same_seed_draws_the_same_answer_in_any_company(tiny: Callable[..., Path]) -> None:
+    sampler = Sampler(load(tiny(), dtype="float32"), max_rows=4)
+    warm = [replace(item, temperature=1.0, seed=3) for item in requests(6)]
+    first = answers(sampler, warm)
+    assert {k: ids(v) for k, v in answers(sampler, warm[::-1]).items()} == {
+        k: ids(v) for k, v in first.items()
+    }
+    other = answers(sampler, [replace(warm[0], seed=4)])
+    assert ids(other["r0"]) != ids(first["r0"])
+    unseeded = [answers(sampler, [replace(warm[0], seed=None)])["r0"] for _ in range(2)]
+    assert ids(unseeded[0]) != ids(unseeded[1])
+
+
+def draws(logits: list[float], count: int = 4000, **settings: float) -> list[float]:
+    """Shares of each token in many draws."""
+    request = Request("r", (), (1,), 1, **settings)  # pyright: ignore[reportArgumentType]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [generate._draw(torch.tensor(logits), request, generator) for _ in range(count)]
+    return [drawn.count(token) / count for token in range(len(logits))]
+
+
+def test_temperature_and_top_p_draw_from_the_distribution_they_name() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert draws(logits, temperature=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    # p ** 2, made to sum to one.
+    assert draws(logits, temperature=0.5) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.03)
+    # The smallest set that reaches 0.7 is the first two.
+    assert draws(logits, temperature=1.0, top_p=0.7) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.03)
+    assert draws(logits, temperature=1.0, top_p=0.01) == [1, 0, 0, 0]
+
+
+def test_the_logprob_is_the_models_own_at_any_temperature(tiny: Callable[..., Path]) -> None:
+    model = load(tiny(), dtype="float32")
+    item = replace(requests(1)[0], temperature=2.0, top_p=0.9, seed=1, top_logprobs=5)
+    tokens = answers(Sampler(model), [item])["r0"]
+    row = item.prompt + tuple(ids(tokens))
+    mask = (False,) * len(item.prompt) + (True,) * len(tokens)
+    with torch.no_grad():
+        wanted = model.logprobs(plant([Chain(row, mask)])).tolist()
+    assert [token.logprob for token in tokens] == pytest.approx(wanted, abs=1e-4)
+    for token in tokens:
+        assert len(token.top) == 5
+        assert sorted(token.top, key=lambda pair: -pair[1]) == list(token.top)
+        assert token.logprob <= token.top[0][1]
+
+
+def test_an_answer_ends_with_the_end_of_turn_the_limit_or_the_context(
+    tiny: Callable[..., Path],
+) -> None:
+    model = load(tiny(), dtype="float32")
+    item = requests(2)[1]
+    free = answers(Sampler(model), [replace(item, max_tokens=20)])["r1"]
+    assert [token.finish for token in free] == [None] * 19 + ["length"]
+    third = free[2].id
+    first = ids(free).index(third)
+    model.template.end_of_turn = frozenset([third])
+    stopped = answers(Sampler(model), [replace(item, max_tokens=20)])["r1"]
+    assert ids(stopped) == ids(free)[: first + 1]
+    assert stopped[-1].finish == "stop"
+    model.template.end_of_turn = frozenset([257])
+    model.template.context = len(item.prefix) + len(item.prompt) + 4
+    full = answers(Sampler(model), [replace(item, max_tokens=20)])["r1"]
+    assert len(full) == 4
+    assert full[-1].finish == "length"
+
+
+def test_cached_prefixes_stay_within_their_limit(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "PREFIX_TOKENS", 100)
+    sampler = Sampler(load(tiny(), dtype="float32"), max_rows=2)
+    asked = [
+        Request(f"r{n}", tuple(range(n, n + 45)), (1, 2), max_tokens=6) for n in (0, 1, 2, 3, 0)
+    ]
+    asked = [replace(item, id=f"{place}") for place, item in enumerate(asked)]
+    got = answers(sampler, asked)
+    held = sum(prefix.length for prefix in sampler._prefixes.values())
+    assert held <= 100
+    for item in asked:
+        assert_same(got[item.id], alone(tiny(), item))

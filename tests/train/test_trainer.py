@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tunesmith.data.examples import Conversation
+from tunesmith.errors import TrainingError
+from tunesmith.models.generate import Request, Sampler
+from tunesmith.models.load import load
+from tunesmith.models.lora import LoRASettings
+from tunesmith.models.template import Chain
+from tunesmith.models.tree import PackedBatch, plant
+from tunesmith.testing import byte_template
+from tunesmith.train import methods
+from tunesmith.train.objectives import sft
+from tunesmith.train.pack import pack
+from tunesmith.train.trainer import ADAPTER, Trainer
+
+Rows = Callable[[int], list[Conversation]]
+EXACT = "gpt_neox"
+"""A family that stays in float64 throughout: Llama's norms round to float32 whatever it is given,
+so gradients that meet in a shared token differ by 1e-8 from those that meet behind it."""
+
+
+def made(folder: Path, *, dtype: Any = "float64", stir: bool = True, **settings: Any) -> Trainer:
+    """A trainer whose adapter is no longer silent, so that both its matrices have gradients."""
+    trainer = Trainer(load(folder, dtype=dtype), LoRASettings(rank=4, **settings), seed=0)
+    if stir:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for _, low in trainer.model.adapters.lows(ADAPTER):
+                torch.nn.init.normal_(low.b, std=0.05)
+    return trainer
+
+
+def chains(rows: Sequence[Conversation]) -> list[Chain]:
+    return [chain for row in methods.sft(rows, byte_template()) for chain in row]
+
+
+def gradient(trainer: Trainer, batches: Sequence[PackedBatch]) -> tuple[Tensor, float]:
+    """The gradient of the mean, and the mean itself, as a step would take them."""
+    losses = [trainer.forward_backward(batch, sft) for batch in batches]
+    count = sum(loss.count for loss in losses)
+    taken = torch.cat([weight.grad.flatten() for weight in trainer.weights])  # pyright: ignore
+    return taken / count, sum(float(loss.sum) for loss in losses) / count
+
+
+def assert_equal(
+    ours: tuple[Tensor, float], theirs: tuple[Tensor, float], limit: float = 1e-12
+) -> None:
+    assert float(theirs[0].abs().max()) > 1e-3
+    assert float((ours[0] - theirs[0]).abs().max()) < limit
+    assert ours[1] == pytest.approx(theirs[1], abs=1e-12)
+
+
+def test_trap_05_batches_that_are_accumulated_give_the_gradient_of_one(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    """Very uneven lengths, so that a mean of means would be off by far."""
+    paths = chains(rows(8))
+    assert max(c.trained_count for c in paths) > 5 * min(c.trained_count for c in paths)
+    one = gradient(made(tiny(EXACT)), [plant(paths)])
+    for size in (1, 2, 4):
+        parts = [plant(paths[start : start + size]) for start in range(0, 8, size)]
+        assert_equal(gradient(made(tiny(EXACT)), parts), one)
+
+
+def test_trap_06_a_last_batch_that_is_short_counts_by_its_tokens(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    paths = chains(rows(7))
+    one = gradient(made(tiny(EXACT)), [plant(paths)])
+    parts = [plant(paths[start : start + 3]) for start in range(0, 7, 3)]
+    assert_equal(gradient(made(tiny(EXACT)), parts), one)
+    packed = pack(paths, max_tokens=200)
+    assert len(packed) > 2
+    assert_equal(gradient(made(tiny(EXACT)), packed), one)
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"), [(EXACT, 1e-12), ("llama", 1e-6), ("gemma2", 1e-6), ("mistral", 1e-6)]
+)
+def test_a_forest_gives_the_gradient_of_its_separate_rows(
+    tiny: Callable[..., Path], rows: Rows, family: str, limit: float
+) -> None:
+    small = {"gemma2": {"head_dim": 12, "sliding_window": 16}, "mistral": {"sliding_window": 16}}
+    folder = tiny(family, **small.get(family, {}))
+    paths = chains(rows(6))
+    forest = plant(paths)
+    assert forest.size < sum(len(path.ids) for path in paths)
+    alone = gradient(made(folder), [plant([path]) for path in paths])
+    assert_equal(gradient(made(folder), [forest]), alone, limit)
+    assert_equal(gradient(made(folder), [plant(paths, share=False)]), alone)
+
+
+def test_trap_07_two_processes_that_add_sums_and_counts_are_one(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    """What an all-reduce does: gradients of sums are added, then divided by the added count."""
+    paths = chains(rows(7))
+    shards, counts = [], []
+    for shard in (paths[:2], paths[2:]):
+        trainer = made(tiny(EXACT))
+        counts.append(trainer.forward_backward(plant(shard), sft).count)
+        shards.append(torch.cat([w.grad.flatten() for w in trainer.weights]))  # pyright: ignore
+    whole, _ = gradient(made(tiny(EXACT)), [plant(paths)])
+    torch.testing.assert_close(sum(shards) / sum(counts), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_is_that_of_autograd_through_the_models_own_logits(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    """The whole path (fused attention, blocks of logits, adapters) against plain autograd."""
+    path = chains(rows(4))[3]
+    ours = gradient(made(tiny()), [plant([path])])
+    trainer = made(tiny())
+    model = trainer.model
+    ids = torch.tensor(path.ids)
+    model.module.set_attn_implementation("eager")
+    logits = model.module(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+    picked = logits.gather(1, ids[1:, None]).squeeze(1)[torch.tensor(path.trained[1:])]
+    picked.mean().neg().backward()
+    theirs = torch.cat([w.grad.flatten() for w in trainer.weights])  # pyright: ignore
+    # Eager attention rounds its softmax to float32 even in a float64 model.
+    torch.testing.assert_close(ours[0], theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_no_frozen_weight_gets_a_gradient(tiny: Callable[..., Path], rows: Rows) -> None:
+    trainer = made(tiny(), dtype="float32")
+    gradient(trainer, [plant(chains(rows(2)))])
+    own = {id(weight) for weight in trainer.weights}
+    for weight in trainer.model.module.parameters():
+        assert (weight.grad is not None) == (id(weight) in own)
+
+
+def test_at_step_0_the_model_is_the_base_bit_for_bit(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    batch = plant(chains(rows(3)))
+    for dtype in ("float32", "bfloat16"):
+        with torch.no_grad():
+            base = load(tiny(), dtype=dtype).logprobs(batch)
+            assert torch.equal(made(tiny(), dtype=dtype, stir=False).model.logprobs(batch), base)
+
+
+def test_trap_19_small_updates_are_not_lost_in_bfloat16(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    trainer = made(tiny(), dtype="bfloat16")
+    assert {weight.dtype for weight in trainer.weights} == {torch.float32}
+    before = [weight.detach().clone() for weight in trainer.weights]
+    batch = plant(chains(rows(4)))
+    for _ in range(5):
+        trainer.forward_backward(batch, sft)
+        trainer.optim_step(1e-6, clip=1.0)
+    for old, new in zip(before, trainer.weights, strict=True):
+        moved = (new.detach() - old).abs()
+        assert float(moved.max()) > 1e-6
+        # In bfloat16 a step of this size is lost on every weight that is not tiny itself.
+        assert float((moved > 0).float().mean()) > 0.9
+
+
+def test_trap_32_evaluating_twice_gives_the_same_number_despite_dropout(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    trainer = made(tiny(), dropout=0.5)
+    batches = pack(chains(rows(6)), max_tokens=200)
+    first = trainer.validate(batches, sft)
+    drawn = {float(trainer.forward_backward(batches[0], sft).sum) for _ in range(2)}
+    assert len(drawn) == 2
+    assert trainer.validate(batches, sft) == first
+    assert trainer.validate([plant(chains(rows(6)))], sft) == pytest.approx(first, abs=1e-12)
+
+
+def test_a_step_is_adamw_on_the_clipped_mean(tiny: Callable[..., Path], rows: Rows) -> None:
+    trainer = made(tiny())
+    batches = pack(chains(rows(5)), max_tokens=200)
+    mean, _ = gradient(made(tiny()), batches)
+    before = torch.cat([weight.detach().flatten() for weight in trainer.weights])
+    for batch in batches:
+        trainer.forward_backward(batch, sft)
+    norm = trainer.optim_step(1e-3, clip=0.01)
+    assert norm == pytest.approx(float(mean.norm()))
+    clipped = mean * min(1.0, 0.01 / norm)
+    # AdamW's first step: both moments are of this gradient alone.
+    wanted = before - 1e-3 * clipped / (clipped.abs() + 1e-8)
+    after = torch.cat([weight.detach().flatten() for weight in trainer.weights])
+    torch.testing.assert_close(after, wanted, rtol=1e-6, atol=1e-8)
+    assert all(weight.grad is None for weight in trainer.weights)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(
+    tiny: Callable[..., Path], rows: Rows, bad: float
+) -> None:
+    trainer = made(tiny())
+    before = [weight.detach().clone() for weight in trainer.weights]
+    trainer.forward_backward(plant(chains(rows(2))), sft)
+    trainer.weights[3].grad[0, 0] = bad  # pyright: ignore[reportOptionalSubscript]
+    with pytest.raises(TrainingError, match=r"not finite.*Lower train\.learning_rate"):
+        trainer.optim_step(1e-3, clip=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.weights, strict=True))
+    assert not trainer.optimizer.state
+
+
+def test_a_restored_trainer_goes_on_bit_for_bit(tiny: Callable[..., Path], rows: Rows) -> None:
+    batch = plant(chains(rows(4)))
+
+    def step(trainer: Trainer) -> None:
+        trainer.forward_backward(batch, sft)
+        trainer.optim_step(1e-2, clip=1.0)
+
+    first = made(tiny(), dropout=0.3, dtype="float32")
+    step(first)
+    content = io.BytesIO()
+    torch.save(first.state(), content)
+    content.seek(0)
+    step(first)
+    second = made(tiny(), dropout=0.3, dtype="float32", stir=False)
+    second.restore(torch.load(content, weights_only=True))
+    step(second)
+    for ours, theirs in zip(first.weights, second.weights, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_trap_03_one_row_learned_by_heart_is_answered_and_ends_by_itself(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    trainer = made(tiny(), dtype="float32", stir=False)
+    row = rows(1)[0]
+    batch = plant(chains([row]))
+    for _ in range(100):
+        loss = trainer.forward_backward(batch, sft)
+        trainer.optim_step(5e-3, clip=1.0)
+    assert float(loss.sum) / loss.count < 0.1
+    template = trainer.model.template
+    prompt = template.prompt(row.prompt)
+    sampler = Sampler(trainer.model)
+    sampler.submit(Request("r", prompt.prefix, prompt.prompt, max_tokens=200, adapter=ADAPTER))
+    tokens = []
+    while not sampler.idle:
+        tokens += sampler.step()
+    assert tokens[-1].finish == "stop"
+    assert tokens[-1].id in template.end_of_turn
+    assert template.decode([token.id for token in tokens]) == row.answer.content
