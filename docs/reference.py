@@ -18,7 +18,13 @@ def commands() -> str:
     parts = ["# Commands\n"]
     environment = {**os.environ, "COLUMNS": "98", "NO_COLOR": "1", "TERM": "dumb"}
     for name in COMMANDS:
-        call = [sys.executable, "-c", "from tunesmith.cli import main; main()", *name.split(), "--help"]
+        call = [
+            sys.executable,
+            "-c",
+            "from tunesmith.cli import main; main()",
+            *name.split(),
+            "--help",
+        ]
         ran = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
         lines = [line.rstrip() for line in ran.stdout.replace("-c ", "tunesmith ").splitlines()]
         shown = "\n".join(lines).strip()

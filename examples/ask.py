@@ -4,7 +4,9 @@ import sys
 
 from openai import OpenAI
 
-client = OpenAI(base_url=sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1", api_key="none")
+client = OpenAI(
+    base_url=sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1", api_key="none"
+)
 names = [model.id for model in client.models.list()]
 tuned = [name for name in names if name.startswith("ft:")]
 print("models:", ", ".join(names))

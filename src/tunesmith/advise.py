@@ -31,6 +31,8 @@ def advise(scores: Mapping[str, float], *, metric: str, rows: int, measured_on: 
     """
     said = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     reasons = [f"{metric} on {measured_on} validation rows: {said}."]
+    if not scores:
+        reasons = ["Nothing was measured: there are no validation rows, or no arm to measure."]
     cheap = {name: value for name, value in scores.items() if name != "tuned"}
     best = max(cheap, key=lambda name: cheap[name], default=None)
     tuned = scores.get("tuned")

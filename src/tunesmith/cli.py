@@ -151,7 +151,11 @@ def run(
         out.print(f"report  {ended.folder / 'report.html'}", markup=False)
         out.print(f"model   {ended.report['model']['tuned']}", markup=False)
         out.print(f"try it  tunesmith chat {ended.report['model']['tuned']}", markup=False)
-    if gate and not ended.ship:
+    elif "advice" in ended.report:
+        out.print(f"advice  {ended.report['advice']['approach']}", markup=False)
+        for reason in ended.report["advice"]["reasons"]:
+            out.print(f"        {reason}", markup=False)
+    if gate and not ask and not ended.ship:
         raise typer.Exit(4)
 
 
@@ -204,6 +208,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train only: check the data, train, write the adapter."""
+    from tunesmith import recipe as recipes
     from tunesmith.pipeline import run as pipeline
     from tunesmith.screen import Terminal
 
@@ -211,8 +216,10 @@ def train(
         data, recipe = [], Path(data[0])
     wanted = _recipe(
         data, model=model, form=form, columns=columns, file=recipe,
-        settings=["data.test=0", *(settings or ())], validation=validation, seed=seed, limit=limit,
+        settings=settings, validation=validation, seed=seed, limit=limit,
     )  # fmt: skip
+    if wanted.data.test == "auto":
+        wanted = recipes.with_values(wanted, {"data.test": 0})
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
         command = pipeline.typed(sys.argv[1:])
         under_way = pipeline.open_run(wanted, out=folder, screen=screen, command=command)
@@ -456,8 +463,8 @@ def main() -> None:
         errors.print(f"[red]error[/] {type(error).__name__}: ", end="")
         errors.print(str(error), markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from here", markup=False)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
+    except SystemExit as ended:
+        # What typer makes of Ctrl-C.
+        if ended.code == 130 and sys.argv[1:2] in (["run"], ["train"]):
+            errors.print("stopped; the same command goes on from here", markup=False)
+        raise

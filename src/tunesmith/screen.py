@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
+from rich.text import Text
 
 from tunesmith.checks.report import Report
 from tunesmith.pipeline.folder import Event
 from tunesmith.pipeline.prepare import Prepared
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
-SHOWN_ROWS = 5
+SHOWN_ROWS = 3
+CONTROLS = dict.fromkeys(
+    {*range(32), *range(127, 160)} - {ord("\t"), ord("\n")}, "\N{REPLACEMENT CHARACTER}"
+)
+"""Characters of the data that would steer the terminal: with them a row could rewrite the screen."""
 
 
 class Terminal:
@@ -40,14 +44,16 @@ class Terminal:
     def say(self, text: str) -> None:
         """A sentence that stays."""
         self._clear()
-        self.console.print(escape(text))
+        self.console.print(plain(text))
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """A line that is drawn over; another `what` begins a new one."""
+        """A line that is drawn over; another `what` begins a new one. Only terminals get it."""
+        if not self.console.is_terminal:
+            return
         if self._bar is None:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 Elapsed(),
@@ -59,8 +65,8 @@ class Terminal:
         if self._task is None or self._task[0] != what:
             if self._task is not None:
                 self._bar.remove_task(self._task[1])
-            self._task = what, self._bar.add_task(escape(what), total=total)
-        self._bar.update(self._task[1], completed=done, total=total, description=escape(what))
+            self._task = what, self._bar.add_task(what, total=total)
+        self._bar.update(self._task[1], completed=done, total=total, description=what)
 
     def event(self, event: Event) -> None:
         """An event of the training process, as the live line or a sentence."""
@@ -87,29 +93,27 @@ class Terminal:
         self._clear()
         for part in prepared.files:
             for note in part.notes:
-                self.console.print(escape(note))
+                self.console.print(plain(note))
         self.console.print(summary(prepared, report))
-        for part in prepared.files:
-            for problem in part.problems:
-                where = f"{problem.first.source.file}:{problem.first.source.line}"
-                self.console.print(
-                    f"[yellow]{problem.count:,} bad[/] first {escape(where)}: "
-                    f"{escape(problem.first.reason)}"
-                )
         for finding in report.findings:
             if finding.severity == "note" and not self._verbose:
                 continue
             rows = f" ({', '.join(finding.rows[:SHOWN_ROWS])})" if finding.rows else ""
-            colour = COLOURS[finding.severity]
             self.console.print(
-                f"[{colour}]{finding.severity}[/] {escape(finding.message)}{escape(rows)}"
-                f" [dim]{escape(finding.remedy)}[/]"
+                plain(finding.severity, COLOURS[finding.severity])
+                + plain(f" {finding.message}{rows} ")
+                + plain(finding.remedy, "dim")
             )
 
     def _clear(self) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text from the data: no markup is read in it, and it does not steer the terminal."""
+    return Text(text.translate(CONTROLS), style)
 
 
 class _Training:
@@ -164,7 +168,7 @@ def arms(report: Mapping[str, Any]) -> Table:
     for arm in report["arms"]:
         score = arm["scores"][primary]
         table.add_row(
-            escape(arm["name"]),
+            plain(arm["name"]),
             f"{score['value']:.3f}",
             f"{score['low']:.3f} to {score['high']:.3f}",
             f"{score['n']:,}",
@@ -187,8 +191,8 @@ def runs(reports: Sequence[Mapping[str, Any]]) -> Table:
             None,
         )
         table.add_row(
-            report["run"],
-            escape(report["model"]["base"]),
+            plain(report["run"]),
+            plain(report["model"]["base"]),
             f"{report['data']['train']:,}",
             report["primary"],
             *(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tunesmith.chat import Message
 from tunesmith.errors import AdapterError
 from tunesmith.models import generate
 from tunesmith.models.generate import Request, Sampler, ScoreRequest, Token
-from tunesmith.models.load import LoadedModel, load
+from tunesmith.models.load import DType, LoadedModel, load
 from tunesmith.models.lora import LoRASettings
-from tunesmith.models.template import Chain
+from tunesmith.models.template import Chain, Exchange
 from tunesmith.models.tree import plant
 
 PREFIX = tuple(range(30, 75))
@@ -120,7 +121,7 @@ def test_trap_32_a_batch_answers_as_each_alone(tiny: Callable[..., Path]) -> Non
 
 def test_trap_32_a_shared_prefix_changes_nothing(tiny: Callable[..., Path]) -> None:
     sampler = Sampler(load(tiny(), dtype="float32"))
-    whole = Request("whole", (), PREFIX + (5, 6, 7), max_tokens=12)
+    whole = Request("whole", (), (*PREFIX, 5, 6, 7), max_tokens=12)
     split = Request("split", PREFIX, (5, 6, 7), max_tokens=12)
     got = answers(sampler, [whole, split])
     assert_same([replace(t, request="x") for t in got["whole"]], got["split"])
@@ -292,7 +293,9 @@ def test_temperature_and_top_p_draw_from_the_distribution_they_name() -> None:
     # p ** 2, made to sum to one.
     assert draws(logits, temperature=0.5) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.03)
     # The smallest set that reaches 0.7 is the first two.
-    assert draws(logits, temperature=1.0, top_p=0.7) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.03)
+    assert draws(logits, temperature=1.0, top_p=0.7) == pytest.approx(
+        [5 / 8, 3 / 8, 0, 0], abs=0.03
+    )
     assert draws(logits, temperature=1.0, top_p=0.01) == [1, 0, 0, 0]
 
 
@@ -345,3 +348,55 @@ def test_cached_prefixes_stay_within_their_limit(
     assert held <= 100
     for item in asked:
         assert_same(got[item.id], alone(tiny(), item))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_trap_18_the_default_model_serves_what_it_trains(default_model: Path, dtype: DType) -> None:
+    """Answers behind a long shared prompt, served and trained.
+
+    In bfloat16 the trainer differs from itself by rounding, row alone against forest: serving may
+    differ as much and no more.
+    """
+    model = load(default_model, dtype=dtype)
+    system = Message("system", "You answer for a parcel desk. " + "Be brief and kind. " * 20)
+    rows = [
+        (system, Message("user", f"Where is parcel {n}?"), Message("assistant", f"In van {n * 7}."))
+        for n in range(6)
+    ]
+    asked: list[ScoreRequest] = []
+    for row in rows:
+        prompt = model.template.prompt(row[:-1])
+        asked.append(ScoreRequest(prompt.prefix, prompt.prompt, model.template.answer(row[-1])))
+    served = np.concatenate(Sampler(model).score(asked))
+    chains = [model.template.chains(Exchange(row))[0] for row in rows]
+    batch = plant(chains)
+    with torch.no_grad():
+        together = model.logprobs(batch, exact=True).numpy()
+        alone = [model.logprobs(plant([chain]), exact=True).numpy() for chain in chains]
+    together = together[np.argsort(batch.branch[batch.trained], kind="stable")]
+    off, noise = np.abs(served - together), np.abs(np.concatenate(alone) - together)
+    floor = 1e-4 if dtype == "float32" else 0.02
+    assert off.mean() < max(1.5 * noise.mean(), floor)
+    assert off.max() < max(1.5 * noise.max(), 10 * floor)
+
+
+@pytest.mark.slow
+def test_trap_37_the_default_model_answers_as_transformers_does(default_model: Path) -> None:
+    model = load(default_model, dtype="float32")
+    prompts = [
+        model.template.prompt([Message("user", said)])
+        for said in ("Name three colours.", "What is 12 + 30?", "Say hello in French.")
+    ]
+    asked = [
+        Request(f"r{place}", prompt.prefix, prompt.prompt, max_tokens=20)
+        for place, prompt in enumerate(prompts)
+    ]
+    ours = answers(Sampler(model), asked)
+    theirs = AutoModelForCausalLM.from_pretrained(default_model, dtype=torch.float32)
+    for item in asked:
+        ids_in = torch.tensor([item.prefix + item.prompt])
+        out = theirs.generate(
+            ids_in, attention_mask=torch.ones_like(ids_in), max_new_tokens=20, do_sample=False
+        )
+        assert ids(ours[item.id]) == out[0, ids_in.shape[1] :].tolist()

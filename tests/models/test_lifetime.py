@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 PARENT = """
 import os, subprocess, sys, time
 code = (
@@ -31,6 +33,7 @@ def gone(pid: int, seconds: float = 10) -> bool:
     return False
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_ends_with_the_process_that_started_it() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

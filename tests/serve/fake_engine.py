@@ -166,11 +166,12 @@ async def serving(app: FastAPI) -> AsyncGenerator[str]:
 
 
 def main(spec_file: str) -> int:
-    from tunesmith.serve.local_process import Spec, claim_stdout, end_with, run_engine
+    from tunesmith.models.lifetime import die_with_parent
+    from tunesmith.serve.local_process import Spec, claim_stdout, run_engine
 
     announce = claim_stdout()
     spec = Spec.model_validate_json(Path(spec_file).read_bytes())
-    end_with(spec.parent)
+    die_with_parent(spec.parent)
     print("a library says hello on standard output")
     if spec.model.name == "die":
         sys.stderr.write("the weights of this model are gone\n")

@@ -17,9 +17,10 @@ def test_an_unknown_key_of_a_spec_is_refused() -> None:
 
 def test_the_ready_line_is_alone_on_standard_output_and_an_orphan_ends_at_once() -> None:
     code = (
-        "import os; from tunesmith.serve.local_process import claim_stdout, end_with;"
+        "import os; from tunesmith.models.lifetime import die_with_parent;"
+        "from tunesmith.serve.local_process import claim_stdout;"
         "out = claim_stdout(); os.write(1, b'noise'); out.write('ready'); out.close();"
-        f"end_with({os.getpid() + 10_000_000}); os.write(2, b'still here')"
+        f"die_with_parent({os.getpid() + 10_000_000}); os.write(2, b'still here')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "ready", "noise")

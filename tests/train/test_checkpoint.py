@@ -83,5 +83,5 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 def test_no_code_is_unpickled(tmp_path: Path) -> None:
     save(tmp_path, 2)
     torch.save({"x": Path("anything")}, tmp_path / "step-2" / "state.pt")
-    with pytest.raises(Exception, match="(?i)weights.?only"):
+    with pytest.raises(Exception, match=r"(?i)weights.?only"):
         checkpoint.load(tmp_path, 2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,12 @@ def test_training_stops_when_validation_has_not_improved_for_long(
 def test_trap_35_the_best_checkpoint_on_validation_is_what_is_kept(
     spec_of: Spec, tmp_path: Path
 ) -> None:
-    events = run(spec_of(tmp_path, learning_rate=0.3, epochs=3.0))
+    spec = spec_of(tmp_path, learning_rate=0.02, epochs=12.0, save_every=4)
+    # Answers that no training row has: learning them by heart makes these worse.
+    rows = Path(spec.validation).read_text().replace("sorry", "alas").replace("yes", "yea")
+    other = tmp_path / "validation.jsonl"
+    other.write_text(rows)
+    events = run(replace(spec, validation=str(other)))
     losses = {event["step"]: event["loss"] for event in of(events, "validation")}
     end = of(events, "trained")[0]
     assert end["best_step"] == min(losses, key=losses.__getitem__) < end["step"]
@@ -215,8 +220,7 @@ def test_without_validation_rows_the_newest_is_kept(spec_of: Spec, tmp_path: Pat
     assert (end["best_step"], end["validation_loss"], end["stopped_early"]) == (8, None, False)
     assert of(events, "validation") == []
     # What parity is held to is the model without dropout.
-    recorded = json.loads((tmp_path / "run" / "parity.json").read_text())
-    assert len(recorded) == 8
+    assert json.loads((tmp_path / "run" / "parity.json").read_text())["noise"]["largest"] < 1e-4
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
@@ -314,4 +318,4 @@ def test_trap_33_the_order_is_a_function_of_the_seed_and_nothing_else() -> None:
     assert order(0) == first
     assert order(1) != first
     assert first[:4] != first[4:]
-    assert first[0] == [3, 9, 7, 0, 1, 19]
+    assert first[0] == [10, 19, 16, 4, 2, 12]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tunesmith.chat import Message
 from tunesmith.data.examples import Conversation
@@ -21,7 +20,10 @@ def test_trap_01_what_is_recorded_is_the_last_answer_as_it_is_served(
 ) -> None:
     model = load(tiny(), dtype="float32")
     parity.record(model, methods.sft(rows(20), model.template), tmp_path / "parity.json")
-    recorded = json.loads((tmp_path / "parity.json").read_text())
+    written = json.loads((tmp_path / "parity.json").read_text())
+    assert written["dtype"] == "float32"
+    assert 0 < written["noise"]["mean"] < written["noise"]["largest"] < 1e-4
+    recorded = written["rows"]
     assert [item["row"] for item in recorded] == list(range(parity.ROWS))
     sampler = Sampler(model)
     for item in recorded:
@@ -39,22 +41,26 @@ def test_only_the_last_turn_of_a_conversation_is_recorded(
     turns = [Message(role, text) for role, text in (("user", "q"), ("assistant", "first"))] * 2
     chains = template.chains(Exchange((*turns[:3], Message("assistant", "last"))))
     parity.record(load(tiny(), dtype="float32"), [chains], tmp_path / "parity.json")
-    (item,) = json.loads((tmp_path / "parity.json").read_text())
+    (item,) = json.loads((tmp_path / "parity.json").read_text())["rows"]
     assert template.decode(item["ids"]) == "last"
     assert len(item["logprobs"]) == len(item["ids"])
 
 
-def test_rows_that_are_too_long_are_left_out(
+@pytest.mark.parametrize(("longest", "wanted"), [(150, None), (1, 1)])
+def test_longer_rows_are_passed_over_but_never_all_of_them(
     tiny: Callable[..., Path],
     rows: Callable[[int], list[Conversation]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    longest: int,
+    wanted: int | None,
 ) -> None:
     model = load(tiny(), dtype="float32")
-    made = methods.sft(rows(4), model.template)
+    made = methods.sft(rows(20), model.template)
     lengths = [len(chain.ids) for (chain,) in made]
-    monkeypatch.setattr(parity, "MAX_TOKENS", sorted(lengths)[1])
-    with torch.no_grad():
-        parity.record(model, made, tmp_path / "parity.json")
-    recorded = json.loads((tmp_path / "parity.json").read_text())
-    assert len(recorded) == 2
+    monkeypatch.setattr(parity, "MAX_TOKENS", longest)
+    parity.record(model, made, tmp_path / "parity.json")
+    recorded = json.loads((tmp_path / "parity.json").read_text())["rows"]
+    short = [index for index, length in enumerate(lengths) if length <= longest][: parity.ROWS]
+    assert 0 < len(short) < 20 or wanted
+    assert [item["row"] for item in recorded] == (short or [lengths.index(min(lengths))])

@@ -139,9 +139,7 @@ def test_no_frozen_weight_gets_a_gradient(tiny: Callable[..., Path], rows: Rows)
         assert (weight.grad is not None) == (id(weight) in own)
 
 
-def test_at_step_0_the_model_is_the_base_bit_for_bit(
-    tiny: Callable[..., Path], rows: Rows
-) -> None:
+def test_at_step_0_the_model_is_the_base_bit_for_bit(tiny: Callable[..., Path], rows: Rows) -> None:
     batch = plant(chains(rows(3)))
     for dtype in ("float32", "bfloat16"):
         with torch.no_grad():

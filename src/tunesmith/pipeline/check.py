@@ -12,6 +12,11 @@ from tunesmith.pipeline import prepare
 from tunesmith.pipeline.run import Screen
 from tunesmith.recipe import Recipe
 
+COUNTED = (
+    *("rows", "used", "rejected", "duplicates", "train", "validation", "test"),
+    *("trained_tokens", "masked_tokens", "truncated_rows"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -22,11 +27,7 @@ class Checked:
 
 
 def check(recipe: Recipe, screen: Screen) -> Checked:
-    """Read, split and check; tokens are counted where the model can be had.
-
-    Raises:
-        DataError: a file cannot be read at all.
-    """
+    """Read, split and check; tokens are counted where the model can be had."""
     template = None
     try:
         model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
@@ -34,9 +35,15 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
     except ModelError as error:
         screen.say(f"tokens are not counted: {error}")
     seed = recipe.train.seed
-    prepared = prepare.gather(
-        recipe.data, template, seed=seed, told=lambda done: screen.progress("reading", done, None)
-    )
+    try:
+        prepared = prepare.gather(
+            recipe.data,
+            template,
+            seed=seed,
+            told=lambda done: screen.progress("reading", done, None),
+        )
+    except DataError as error:
+        return _unreadable(error)
     report = prepare.examine(
         prepared, recipe.data, template, lambda done: screen.progress("checking", done, None)
     )
@@ -55,3 +62,16 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
     except DataError as error:
         refused = error
     return Checked({"data": data, "findings": report.to_json()}, refused)
+
+
+def _unreadable(error: DataError) -> Checked:
+    """Nothing could be counted: the refusal is the one finding."""
+    reason = {"value": None, "reason": error.found}
+    finding = {
+        "check": "form",
+        "severity": "error",
+        "rows": [],
+        "message": f"{error.found}; expected {error.expected}" if error.expected else error.found,
+        "remedy": error.remedy,
+    }
+    return Checked({"data": dict.fromkeys(COUNTED, reason), "findings": [finding]}, error)

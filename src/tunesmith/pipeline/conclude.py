@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -149,8 +151,20 @@ def environment(recipe: Recipe, model: ModelSpec, data_hash: str) -> dict[str, A
             "cores": psutil.cpu_count(),
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         },
+        "git_revision": _git_revision(),
         "seed": recipe.train.seed,
         "data_sha256": data_hash,
         "base_weights_sha256": model.weights_hash,
         "base_revision": model.revision,
     }
+
+
+def _git_revision() -> str | None:
+    """The commit of the folder that the command was typed in, where it is a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    ran = subprocess.run(
+        [git, "rev-parse", "HEAD"], capture_output=True, text=True, errors="replace", check=False
+    )
+    return ran.stdout.strip() if ran.returncode == 0 else None

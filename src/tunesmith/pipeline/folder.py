@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Event = dict[str, Any]
 TRAINING = frozenset({"step", "validation", "checkpoint"})
@@ -51,8 +51,9 @@ class RunFolder:
         """Append one event with the time."""
         self.path.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with (self.path / "events.jsonl").open("ab+") as file:
+            _drop_cut_line(file)
+            file.write(line.encode() + b"\n")
 
     def events(self) -> list[Event]:
         """All events; a last line that a kill cut short is left out."""
@@ -98,10 +99,14 @@ class RunFolder:
 
 
 class Clock:
-    """Stages one behind the other: their seconds do not overlap and leave nothing out."""
+    """Stages one behind the other: their seconds do not overlap and leave nothing out.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._mark = folder, time.monotonic()
+    Args:
+        since: when the first stage began, by time.monotonic().
+    """
+
+    def __init__(self, folder: RunFolder, since: float) -> None:
+        self._folder, self._mark = folder, since
 
     def started(self, name: str) -> None:
         """A stage begins; what was done since the last one ended belongs to it."""
@@ -121,6 +126,19 @@ def timings(events: Sequence[Event]) -> dict[str, float]:
         if event["type"] == "stage" and event["state"] == "done":
             out[event["name"]] = out.get(event["name"], 0.0) + event["seconds"]
     return out
+
+
+def _drop_cut_line(file: BinaryIO) -> None:
+    """Remove what a kill or a full disk left of a last line: the next one must not join it."""
+    end = file.seek(0, os.SEEK_END)
+    whole = end
+    while whole:
+        file.seek(whole - 1)
+        if file.read(1) == b"\n":
+            break
+        whole -= 1
+    if whole < end:
+        file.truncate(whole)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

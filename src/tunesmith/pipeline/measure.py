@@ -118,9 +118,14 @@ class Parity:
 
 
 async def check_parity(
-    engine: Engine, tuned: str, recorded: Path, rows: Sequence[Conversation]
+    engine: Engine, tuned: str, recorded: Path, rows: Sequence[Conversation], *, changed: bool
 ) -> Parity:
     """Served = trained: equal ids, log-probabilities within limits, and not the base's.
+
+    Args:
+        recorded: parity.json, what the trainer said.
+        rows: the rows that it said it of.
+        changed: whether training moved the adapter away from the base at all.
 
     Raises:
         EngineError: beyond the limits; the model must not be registered.
@@ -131,7 +136,7 @@ async def check_parity(
     for item in said["rows"]:
         row = rows[item["row"]]
         served = await engine.chat(tuned).score(row.prompt, row.answer, row.tools)
-        if list(served.token_ids) != item["ids"]:
+        if list(served.token_ids) != item["ids"] or len(item["ids"]) != len(item["logprobs"]):
             raise EngineError(
                 f"the server reads {row.source.file}:{row.source.line} as other tokens than "
                 "the trainer",
@@ -154,7 +159,7 @@ async def check_parity(
             expected=f"at most {mean:.3g} and {most:.3g}",
             remedy="The model is not registered. Train in float32 with --set model.dtype=float32.",
         )
-    if max(from_base) <= found.largest:
+    if changed and max(from_base) <= found.largest:
         raise EngineError(
             "the served adapter answers as the base does", expected="an adapter that has an effect"
         )

@@ -211,10 +211,10 @@ def weigh(prepared: Prepared, template: ChatTemplate) -> Ledger:
 
 
 def resolve_auto(
-    recipe: Recipe, rows: int, ledger: Ledger, model: ModelSpec, template: ChatTemplate
+    recipe: Recipe, parts: Split, ledger: Ledger, model: ModelSpec, template: ChatTemplate
 ) -> tuple[Recipe, list[str]]:
     """The recipe with every `auto` made a number, and the reasons."""
-    train, values = recipe.train, dict[str, Any]()
+    train, values, rows = recipe.train, dict[str, Any](), len(parts.train)
     reasons: list[str] = []
 
     def settle(key: str, given: Any, choice: auto.Choice) -> Any:
@@ -227,7 +227,7 @@ def resolve_auto(
     epochs = settle("train.epochs", train.epochs, auto.epochs(rows))
     batch = settle("train.batch_rows", train.batch_rows, auto.batch_rows(rows))
     count = steps(rows, batch, epochs)
-    rate = auto.learning_rate(_width(model.folder), count)
+    rate = auto.learning_rate(_width(model.folder), count, batch)
     settle("train.learning_rate", train.learning_rate, rate)
     settle("train.save_every", train.save_every, auto.save_every(count))
     settle("train.max_batch_tokens", train.max_batch_tokens, auto.max_batch_tokens())
@@ -235,6 +235,9 @@ def resolve_auto(
     room = min(math.ceil(ledger.longest_answer * 1.25) + 8, template.context // 2)
     longest = auto.Choice(room, f"longest reference {ledger.longest_answer} tokens, and a quarter")
     settle("evaluate.max_tokens", recipe.evaluate.max_tokens, longest)
+    for name in ("validation", "test"):
+        if getattr(recipe.data, name) == "auto":
+            values[f"data.{name}"] = len(getattr(parts, name))
     values["data.max_tokens"] = max_tokens(recipe.data, template)
     values["model.revision"] = model.revision
     return with_values(recipe, values), reasons

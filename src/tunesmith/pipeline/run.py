@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ class Outcome:
     @property
     def ship(self) -> bool:
         """Whether the verdict is to ship."""
-        return bool(self.report["verdict"]["ship"])
+        return bool(self.report["verdict"].get("ship"))
 
 
 def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: bool) -> Outcome:
@@ -96,12 +97,16 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     Raises:
         TunesmithError: whatever a person can mend.
     """
+    began = time.monotonic()
     under_way = open_run(recipe, out=out, screen=screen, command=command)
     folder = under_way.folder
     if folder.finished:
         screen.say(f"this run is finished: {folder.path}")
         return Outcome(folder.path, folder.read_json("report.json"))
-    clock = Clock(folder)
+    _measurable(under_way.prepared)
+    clock = Clock(folder, began)
+    clock.started("check")
+    clock.done("check")
     with Store.at(fetch.home()) as store:
         if store.find_run(folder.id) is None:
             store.add_run(folder.id, folder=folder.path, key=folder.id)
@@ -110,9 +115,26 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
             step(under_way)
             clock.done(name)
             if ask and name == "explore":
-                return Outcome(folder.path, {"verdict": {"ship": False, "sentence": "asked first"}})
+                return Outcome(folder.path, _asked(folder))
         finish(under_way, store)
     return Outcome(folder.path, under_way.report)
+
+
+def _measurable(prepared: Prepared) -> None:
+    """A run compares; without rows for it, it would train for hours and then fail."""
+    if not len(prepared.split.test) and not len(prepared.split.validation):
+        raise UsageError(
+            "there are neither test nor validation rows",
+            expected="rows to compare the arms on",
+            remedy="Give --test N, or train without comparing: tunesmith train.",
+        )
+
+
+def _asked(folder: RunFolder) -> dict[str, Any]:
+    """What `--ask` comes to: the first advice, and no verdict."""
+    verdict = {"value": None, "reason": "--ask stops before training"}
+    advice = folder.read_json("explore.json")["advice"]
+    return {"run": folder.id, "advice": advice, "verdict": verdict}
 
 
 def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) -> Run:
@@ -141,8 +163,21 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
             )
         recipe = recipes.read(folder.recipe)
     else:
+        _ours(folder)
         recipe = begin(recipe, folder, model, template, prepared, screen, key)
     return Run(recipe, folder, model, template, prepared, screen, command)
+
+
+def _ours(folder: RunFolder) -> None:
+    """Refuse to write among other files: a run would replace the user's own data/train.jsonl."""
+    events = folder.path / "events.jsonl"
+    if folder.path.exists() and not events.is_file() and any(folder.path.iterdir()):
+        raise UsageError(
+            f"{folder.path} holds other files",
+            expected="an empty folder, or that of a run",
+            remedy="Give another --out.",
+        )
+    folder.emit({"type": "opened"})
 
 
 def begin(
@@ -162,8 +197,7 @@ def begin(
     prepare.refuse(prepared, recipe.data, report)
     prepare.write_data(prepared, folder)
     ledger = prepare.weigh(prepared, template)
-    rows = len(prepared.split.train)
-    settled, reasons = prepare.resolve_auto(recipe, rows, ledger, model, template)
+    settled, reasons = prepare.resolve_auto(recipe, prepared.split, ledger, model, template)
     for reason in reasons:
         screen.say(reason)
     folder.write_json("ledger.json", asdict(ledger))
@@ -296,11 +330,15 @@ async def _explore(run: Run) -> dict[str, Any]:
 
 async def _compare(run: Run) -> conclude.Findings:
     explored = run.folder.read_json("explore.json")
-    rows = run.rows("test")[: run.recipe.evaluate.limit] or run.rows("validation")
     held = run.rows("validation")
+    rows = (run.rows("test") or held)[: run.recipe.evaluate.limit]
     async with await _engine(run, tuned=True) as engine:
         parity = await measure.check_parity(
-            engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
+            engine,
+            run.tuned,
+            run.folder.path / "parity.json",
+            held or run.rows("train"),
+            changed=learn.best_step(run.folder) > 0,
         )
         bench = _bench(run, engine)
         arms = await _arms(run, bench, explored["prompt"])

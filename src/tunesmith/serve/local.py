@@ -13,15 +13,16 @@ from pathlib import Path
 
 from tunesmith.errors import TunesmithError
 from tunesmith.models.generate import Sampler
+from tunesmith.models.lifetime import die_with_parent
 from tunesmith.models.load import load
-from tunesmith.serve.local_process import Spec, claim_stdout, end_with, run_engine
+from tunesmith.serve.local_process import Spec, claim_stdout, run_engine
 
 
 def main(spec_file: str) -> int:
     """Run the engine of a spec file until it is told to end. Returns the exit code."""
     announce = claim_stdout()
     spec = Spec.model_validate_json(Path(spec_file).read_bytes())
-    end_with(spec.parent)
+    die_with_parent(spec.parent)
     try:
         model = load(spec.model, dtype=spec.dtype)
         sampler = Sampler(model, max_rows=spec.max_rows)

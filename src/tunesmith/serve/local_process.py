@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import socket
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -20,7 +16,6 @@ from tunesmith.errors import EngineError
 from tunesmith.serve.local_http import Model, create_engine_app
 from tunesmith.serve.local_loop import Sampling
 
-PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 2
 """How long requests in hand may go on once the process is told to end."""
 
@@ -54,22 +49,6 @@ def claim_stdout() -> TextIO:
     announce = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return announce
-
-
-def end_with(parent: int) -> None:
-    """End this process when `parent` ends: by the kernel on Linux, by watching elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def run_engine(spec: Spec, model: Model, sampler: Sampling, announce: TextIO) -> int:

@@ -45,10 +45,11 @@ def run(path: Path) -> None:
             remedy="Wait for it, stop it, or give another --out.",
         ) from None
     # torch and transformers take seconds to import; a spec that is refused should not wait.
+    from tunesmith.train.board import watched
     from tunesmith.train.fit import fit
 
     try:
-        fit(spec, emit)
+        fit(spec, watched(emit, Path(spec.out)))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -20,10 +20,13 @@ class Choice:
     reason: str
 
 
-def learning_rate(width: int, steps: int) -> Choice:
-    """Peak rate for hidden states of `width` and a run of `steps`."""
-    rate = 5e-4 * (2000 / width) ** 0.78
-    reason = f"10 x 5e-5 x (2000 / width {width})^0.78"
+def learning_rate(width: int, steps: int, batch: int) -> Choice:
+    """Peak rate for hidden states of `width`, a run of `steps`, and `batch` rows a step.
+
+    Adam's rate goes with the root of the batch (Malladi et al. 2022, arXiv:2205.10287).
+    """
+    rate = 5e-4 * (2000 / width) ** 0.78 * math.sqrt(batch / 32)
+    reason = f"10 x 5e-5 x (2000 / width {width})^0.78 x (batch {batch} / 32)^0.5"
     if steps < 100:
         rate *= 1.5
         reason += f", x 1.5 for a run of only {steps} steps"
@@ -38,7 +41,7 @@ def batch_rows(rows: int) -> Choice:
 
 def epochs(rows: int) -> Choice:
     """Passes: few rows need more; early stopping ends what is too many."""
-    value = 3 if rows >= 1000 else 4 if rows >= 400 else 6
+    value = 3 if rows >= 1000 else 4 if rows >= 400 else 5
     return Choice(value, f"{rows} rows; early stopping may end sooner")
 
 

@@ -18,21 +18,19 @@ from tunesmith.models.tree import plant
 
 ROWS = 8
 MAX_TOKENS = 2048
-"""Longer rows are passed over: the check is to be quick."""
+"""Longer rows are passed over while there are shorter ones: the check is to be quick."""
 
 
 @torch.no_grad()
 def record(model: LoadedModel, rows: Sequence[tuple[Chain, ...]], path: Path) -> None:
-    """Write ids and log-probabilities of the last answer of the first rows.
+    """Write ids and log-probabilities of the last answer of some rows.
 
     The file is {"dtype", "noise": {"mean", "largest"}, "rows": [{"row", "ids", "logprobs"}]};
     noise is in nats, between the two ways of computing.
     """
-    chosen = [
-        (index, chains[-1])
-        for index, chains in enumerate(rows[:ROWS])
-        if len(chains[-1].ids) <= MAX_TOKENS
-    ]
+    last = [(index, chains[-1]) for index, chains in enumerate(rows)]
+    chosen = [item for item in last if len(item[1].ids) <= MAX_TOKENS][:ROWS]
+    chosen = chosen or [min(last, key=lambda item: len(item[1].ids))]
     said = [
         {
             "row": index,

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith import recipe
+from tunesmith.errors import UsageError
+from tunesmith.recipe import Recipe
+
+CHANGED: dict[str, Any] = {
+    "model.name": "owner/model",
+    "model.revision": "abc",
+    "model.dtype": "float32",
+    "data.files": ["a.jsonl", "-"],
+    "data.format": "alpaca",
+    "data.map": {"prompt": "question"},
+    "data.validation": 0.2,
+    "data.test": "test.jsonl",
+    "data.on_error": "skip",
+    "data.too_long": "drop",
+    "data.duplicates": "keep",
+    "data.max_bad": 0.5,
+    "data.max_tokens": 100,
+    "data.limit": 10,
+    "method.rank": 8,
+    "method.alpha": 16.0,
+    "method.rslora": True,
+    "method.dropout": 0.1,
+    "method.targets": ["q_proj"],
+    "train.epochs": 2.5,
+    "train.batch_rows": 4,
+    "train.learning_rate": 5e-05,
+    "train.warmup": 0.0,
+    "train.weight_decay": 0.01,
+    "train.clip": 0.5,
+    "train.patience": 0,
+    "train.save_every": 7,
+    "train.max_batch_tokens": 512,
+    "train.share": False,
+    "train.seed": 3,
+    "evaluate.arms": ["base", "tuned"],
+    "evaluate.graders": ["exact"],
+    "evaluate.limit": 5,
+    "evaluate.goal": 0.8,
+    "evaluate.max_tokens": 32,
+    "serve.suffix": "desk",
+}
+ONE_VALUE = {"method.type", "method.adapter", "serve.engine"}
+"""Keys with a single value so far."""
+
+
+def test_defaults_go_out_and_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.dump(Recipe()), encoding="utf-8")
+    assert recipe.read(path) == Recipe() == recipe.read()
+
+
+def test_trap_31_every_key_is_in_force_in_the_file(tmp_path: Path) -> None:
+    assert set(CHANGED) | ONE_VALUE == set(recipe.keys())
+    changed = recipe.with_values(Recipe(), CHANGED)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.dump(changed), encoding="utf-8")
+    assert recipe.read(path) == changed
+    written = yaml.safe_load(path.read_text())
+    for key, value in CHANGED.items():
+        section, _, name = key.partition(".")
+        assert written[section][name] == value
+        assert getattr(getattr(Recipe(), section), name) != getattr(getattr(changed, section), name)
+
+
+@pytest.mark.parametrize("key", sorted(CHANGED))
+def test_every_key_can_be_set_from_the_command_line(key: str) -> None:
+    value = yaml.safe_dump(CHANGED[key], default_flow_style=True).removesuffix("\n...\n")
+    assert recipe.read(None, [f"{key}={value}"]) == recipe.with_values(
+        Recipe(), {key: CHANGED[key]}
+    )
+
+
+@given(
+    st.floats(1e-7, 1, allow_nan=False),
+    st.integers(0, 2**31),
+    st.text(st.characters(codec="utf-8")),
+)
+def test_any_value_goes_out_and_comes_back(rate: float, seed: int, name: str) -> None:
+    values = {"train.learning_rate": rate, "train.seed": seed, "data.files": [name]}
+    changed = recipe.with_values(Recipe(), values)
+    assert recipe.parse(yaml.safe_load(recipe.dump(changed))) == changed
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"train": {"learning_rat": 1}}, r"train\.learning_rat is not known.*Did you mean train\.learning_rate\?"),
+        ({"method": {"lora_rank": 4}}, r"method\.lora_rank is not known; expected one of method\.type"),
+        ({"trian": {"epochs": 1}}, r"trian is not known; expected one of model, data.*mean train\?"),
+        ({"train": {"epochs": "many"}}, r"the recipe key train\.epochs is 'many'"),
+        ({"train": {"warmup": 2}}, r"train\.warmup is 2; expected input should be less than or equal to 1"),
+        ({"method": {"dropout": 1.0}}, r"method\.dropout is 1\.0"),
+        ({"method": {"type": "magic"}}, r"method\.type is 'magic'"),
+        ({"serve": {"suffix": "Not Good"}}, r"serve\.suffix is 'Not Good'"),
+    ],
+)  # fmt: skip
+def test_trap_31_what_is_not_known_is_refused(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        recipe.parse(tree)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.epochs", "expected key=value"),
+        ("train.epochs=[1", "a value that YAML reads"),
+        ("train.epochs.more=1", "train.epochs"),
+        ("epochs=1", "epochs is not known"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(setting: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        recipe.read(None, [setting])
+
+
+def test_settings_stand_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("train: {epochs: 2, seed: 1}\n")
+    got = recipe.read(path, ["train.seed=5", "train.learning_rate=1e-3", "data.validation=40"])
+    assert (got.train.epochs, got.train.seed) == (2, 5)
+    assert got.train.learning_rate == 1e-3
+    assert got.data.validation == 40
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: [b", "\x00"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"recipe\.yaml"):
+        recipe.read(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        recipe.read(tmp_path / "none.yaml")
+
+
+def test_a_recipe_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().train.seed = 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_key_is_explained() -> None:
+    for section in Recipe.model_fields.values():
+        for name, field in section.annotation.model_fields.items():  # pyright: ignore
+            assert field.description, name
