@@ -11,8 +11,8 @@ JOBS ?= 2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt) hatchling editables
-	$(PIP) --no-build-isolation -e .
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

@@ -9,17 +9,19 @@ from tunesmith.train import auto
 
 def test_the_rate_worked_by_hand() -> None:
     # 5e-4 x (2000 / 576)^0.78 = 5e-4 x 2.640
-    assert auto.learning_rate(576, steps=200).value == pytest.approx(1.3e-3)
-    short = auto.learning_rate(576, steps=50)
+    assert auto.learning_rate(576, steps=200, batch=32).value == pytest.approx(1.3e-3)
+    short = auto.learning_rate(576, steps=50, batch=32)
     assert short.value == pytest.approx(2e-3)
     assert "50 steps" in short.reason
-    assert auto.learning_rate(2000, steps=200).value == 5e-4
+    assert auto.learning_rate(2000, steps=200, batch=32).value == 5e-4
+    # A quarter of the batch, half of the rate.
+    assert auto.learning_rate(2000, steps=200, batch=8).value == 2.5e-4
 
 
 @given(st.integers(0, 10**7))
 def test_every_choice_is_in_its_range_and_says_why(count: int) -> None:
     assert 4 <= auto.batch_rows(count).value <= 32
-    assert 3 <= auto.epochs(count).value <= 6
+    assert 3 <= auto.epochs(count).value <= 5
     assert auto.rank(count).value in (16, 32)
     assert auto.save_every(count).value >= 1
     for choice in (auto.batch_rows(count), auto.epochs(count), auto.save_every(count)):
@@ -30,5 +32,5 @@ def test_every_choice_is_in_its_range_and_says_why(count: int) -> None:
 
 def test_choices_by_hand() -> None:
     assert [auto.batch_rows(rows).value for rows in (20, 200, 500, 2000)] == [4, 8, 16, 32]
-    assert [auto.epochs(rows).value for rows in (200, 400, 1000)] == [6, 4, 3]
+    assert [auto.epochs(rows).value for rows in (200, 400, 1000)] == [5, 4, 3]
     assert [auto.save_every(steps).value for steps in (1, 12, 13, 240)] == [1, 1, 2, 20]

@@ -282,14 +282,14 @@ def _group_backward(
     delta = (own_grad.to(lse.dtype) * own_out).sum(-1, keepdim=True)
     rows = (own_q, own_grad, own_lse, delta)
     stacked = [x.reshape(n * kv_heads, heads // kv_heads * length, -1) for x in rows]
-    keys, values = (x.reshape(n * kv_heads, length, -1) for x in (own_k, own_v))
-    grad_q, grad_k, grad_v = _softmax_backward(*stacked, keys, values, scale, causal=length)
+    keys = [x.reshape(n * kv_heads, length, -1) for x in (own_k, own_v)]
+    grad_q, grad_k, grad_v = _softmax_backward(*stacked, *keys, scale=scale, causal=length)
     grad_q = grad_q.view(n, heads, length, width)
     grad_k, grad_v = (x.view(n, kv_heads, length, -1) for x in (grad_k, grad_v))
     if len(group.path):
-        path_k, path_v = (x.index_select(1, group.path) for x in (k, v))
+        path = [x.index_select(1, group.path) for x in (k, v)]
         stacked = [_stack_heads(x, kv_heads)[0] for x in rows]
-        more_q, more_k, more_v = _softmax_backward(*stacked, path_k, path_v, scale, causal=0)
+        more_q, more_k, more_v = _softmax_backward(*stacked, *path, scale=scale, causal=0)
         grad_q = grad_q + _unstack_heads(more_q[None], n, heads, length)
         totals[1].index_add_(1, group.path, more_k)
         totals[2].index_add_(1, group.path, more_v)
@@ -307,8 +307,8 @@ def _softmax_backward(
     delta: Tensor,
     k: Tensor,
     v: Tensor,
-    scale: float,
     *,
+    scale: float,
     causal: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (b, M, D), k and v (b, S, D), by plain products in blocks of queries.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tunesmith.errors import TrainingError
 from tunesmith.models.catalog import ModelSpec
@@ -73,6 +77,7 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
         TrainingError: it failed; the message is its own.
         KeyboardInterrupt: the user stopped it; it ends first.
     """
+    _agree(folder)
     path = folder.path / "train.json"
     spec.write(path)
     log = folder.path / "train.log"
@@ -96,8 +101,6 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
                 event: Event = json.loads(line)
                 if event["type"] == "error":
                     failed = event["message"]
-                if event["type"] == "resumed":
-                    folder.forget_after(event["step"])
                 folder.emit(event)
                 happened(event)
         except KeyboardInterrupt:
@@ -106,6 +109,19 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
             raise
     if process.returncode != 0:
         raise TrainingError(failed or f"the training process ended with {_last(log, process)}")
+
+
+def _agree(folder: RunFolder) -> None:
+    """After a kill the newest checkpoint may be one that the log does not tell of: go back to one
+    that both have, so that no step is missing from the log or in it twice.
+    """
+    # Where somebody else trains, the training process says so.
+    with suppress(Timeout), FileLock(folder.path / ".lock", timeout=0):
+        told = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
+        for path in (folder.path / "checkpoints").glob("step-*"):
+            if int(path.name.removeprefix("step-")) not in told:
+                shutil.rmtree(path)
+        folder.forget_after(max(told, default=-1))
 
 
 def _last(log: Path, process: subprocess.Popen[str]) -> str:
