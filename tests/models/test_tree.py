@@ -67,6 +67,17 @@ def test_every_chain_is_a_path_of_the_forest(chains: list[Chain]) -> None:
         assert batch.depth[path].tolist() == list(range(len(row.ids)))
 
 
+def test_rows_that_are_the_same_share_their_prompt_and_no_trained_token() -> None:
+    batch = plant([chain(list(range(20)), list(range(50)))] * 4)
+    assert batch.size == 20 + 4 * 50
+    assert len(batch.trained) == 4 * 50
+    assert (batch.branch[:20] == -1).all()
+    # Nor where one row's answer is another's prompt.
+    longer = plant([chain(list(range(10)), list(range(10, 60))), chain(list(range(60)), [1])] * 2)
+    assert len(longer.trained) == 2 * 50 + 2
+    assert (longer.branch[longer.trained] >= 0).all()
+
+
 @given(families())
 def test_a_trained_token_belongs_to_exactly_one_branch(chains: list[Chain]) -> None:
     batch = plant(chains)

@@ -36,6 +36,7 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         name=model.name,
         revision=model.revision,
         weights_hash=model.weights_hash,
+        note=model.note,
         train=str(folder.data / "train.jsonl"),
         validation=str(folder.data / "validation.jsonl"),
         out=str(folder.path),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +14,7 @@ from typing import Any
 
 from tunesmith.chat import answer_text
 from tunesmith.checks.check import check
-from tunesmith.checks.report import Report
+from tunesmith.checks.report import Report, distribution
 from tunesmith.checks.tokens import Refiner
 from tunesmith.data.dataset import Dataset, read
 from tunesmith.data.examples import Conversation, Example, Rejected
@@ -189,16 +190,19 @@ def demonstrations(examples: Iterable[Example]) -> list[Conversation]:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Tokens of one pass over the training rows, and the longest answer of all rows."""
+    """Tokens of one pass over the training rows, and how long answers are, end of turn included."""
 
     trained: int
     masked: int
     longest_answer: int
+    usual_answer: int
+    """95 % of the answers are no longer."""
 
 
 def weigh(prepared: Prepared, template: ChatTemplate) -> Ledger:
     """Count what will be trained and what is only read."""
-    trained = masked = longest = 0
+    trained = masked = 0
+    lengths = Counter[int]()
     for example in prepared.split.train:
         if isinstance(example, Conversation):
             for path in template.chains(example):
@@ -206,8 +210,9 @@ def weigh(prepared: Prepared, template: ChatTemplate) -> Ledger:
                 masked += len(path.ids) - path.trained_count
     for example in chain(prepared.split.train, prepared.split.validation):
         if isinstance(example, Conversation):
-            longest = max(longest, template.tokens(answer_text(example.answer)) + 1)
-    return Ledger(trained, masked, longest)
+            lengths[template.tokens(answer_text(example.answer)) + 1] += 1
+    found = distribution(lengths)
+    return Ledger(trained, masked, found.largest if found else 0, found.p95 if found else 0)
 
 
 def resolve_auto(
@@ -232,15 +237,31 @@ def resolve_auto(
     settle("train.save_every", train.save_every, auto.save_every(count))
     settle("train.max_batch_tokens", train.max_batch_tokens, auto.max_batch_tokens())
     settle("method.rank", recipe.method.rank, auto.rank(ledger.trained))
-    room = min(math.ceil(ledger.longest_answer * 1.25) + 8, template.context // 2)
-    longest = auto.Choice(room, f"longest reference {ledger.longest_answer} tokens, and a quarter")
-    settle("evaluate.max_tokens", recipe.evaluate.max_tokens, longest)
+    settle("evaluate.max_tokens", recipe.evaluate.max_tokens, _room(ledger, template.context))
     for name in ("validation", "test"):
         if getattr(recipe.data, name) == "auto":
             values[f"data.{name}"] = len(getattr(parts, name))
     values["data.max_tokens"] = max_tokens(recipe.data, template)
     values["model.revision"] = model.revision
     return with_values(recipe, values), reasons
+
+
+def _room(ledger: Ledger, context: int) -> auto.Choice:
+    """Tokens that an answer may have when it is measured: the longest reference and a quarter.
+
+    Long texts have outliers, and a model that rambles takes all the room it is given: beyond 256
+    tokens the usual reference decides.
+    """
+    longest, usual = (math.ceil(n * 1.25) + 8 for n in (ledger.longest_answer, ledger.usual_answer))
+    if longest <= max(256, usual):
+        return auto.Choice(
+            min(longest, context // 2),
+            f"the longest reference has {ledger.longest_answer} tokens, and a quarter more",
+        )
+    return auto.Choice(
+        min(max(256, usual), context // 2),
+        f"95 % of the references have at most {ledger.usual_answer} tokens, and a quarter more",
+    )
 
 
 def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec) -> str:

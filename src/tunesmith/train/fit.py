@@ -182,6 +182,7 @@ def _write_adapter(spec: TrainSpec, trainer: Trainer, progress: Progress, templa
         "base": spec.name,
         "base_revision": spec.revision,
         "base_weights": spec.weights_hash,
+        "base_note": spec.note,
         "template": template,
         "precision": "float32 masters",
         "step": progress.best_step,

@@ -14,7 +14,8 @@ class TrainSpec:
     """One training run; no value is left to be chosen.
 
     Attributes:
-        model: folder of the base; name, revision and weights_hash say which it is.
+        model: folder of the base; name, revision and weights_hash say which it is; the note goes into
+            the adapter's card.
         train, validation: files as data.split.write_jsonl writes them.
         out: the run's folder; checkpoints/ and adapter/ are made in it.
         parent: process id that this one dies with; 0 for none.
@@ -45,6 +46,7 @@ class TrainSpec:
     max_batch_tokens: int = 2048
     share: bool = True
     seed: int = 0
+    note: str = ""
     parent: int = 0
 
     def write(self, path: Path) -> None:

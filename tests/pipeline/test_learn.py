@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith import recipe as recipes
+from tunesmith.errors import TrainingError
+from tunesmith.models import fetch
+from tunesmith.pipeline import learn
+from tunesmith.pipeline.folder import RunFolder
+from tunesmith.recipe import Recipe
+from tunesmith.train.spec import TrainSpec
+
+OTHER = {
+    "model.dtype": "bfloat16",
+    "method.rank": 5,
+    "method.alpha": 7.0,
+    "method.rslora": True,
+    "method.dropout": 0.25,
+    "method.targets": ["q_proj"],
+    "train.epochs": 2.5,
+    "train.batch_rows": 3,
+    "train.learning_rate": 0.5,
+    "train.warmup": 0.3,
+    "train.weight_decay": 0.2,
+    "train.clip": 9.0,
+    "train.patience": 8,
+    "train.save_every": 11,
+    "train.max_batch_tokens": 99,
+    "train.share": False,
+    "train.seed": 12,
+}
+FIRST = {
+    "method.rank": 4,
+    "train.epochs": 1,
+    "train.batch_rows": 4,
+    "train.learning_rate": 0.1,
+    "train.save_every": 2,
+    "train.max_batch_tokens": 64,
+}
+
+
+@pytest.fixture
+def spec(model: Path, tmp_path: Path) -> TrainSpec:
+    asked = recipes.with_values(Recipe(), FIRST)
+    return learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(tmp_path))
+
+
+def test_trap_31_each_training_setting_reaches_the_training_process(
+    model: Path, spec: TrainSpec
+) -> None:
+    keys = {key for key in list_keys() if key.split(".")[0] in ("method", "train")}
+    assert keys - set(OTHER) == {"method.type", "method.adapter"}
+    for key, value in OTHER.items():
+        asked = recipes.with_values(Recipe(), {**FIRST, key: value})
+        other = learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(Path(spec.out)))
+        changed = [f.name for f in fields(spec) if getattr(spec, f.name) != getattr(other, f.name)]
+        assert changed == [key.split(".")[1]]
+
+
+def test_a_failed_training_says_why_after_log_and_checkpoints_were_made_to_agree(
+    spec: TrainSpec, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (0, 2):
+        folder.emit({"type": "step", "step": step})
+        folder.emit({"type": "checkpoint", "step": step})
+    folder.emit({"type": "step", "step": 3})
+    # The kill came between the checkpoint of step 4 and the lines that tell of it.
+    for step in (0, 2, 4):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(TrainingError, match=r"nowhere"):
+        learn.learn(replace(spec, model=str(tmp_path / "nowhere")), folder, seen.append)
+    assert seen[-1]["type"] == "error"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-0",
+        "step-2",
+    ]
+    assert [e["step"] for e in folder.events() if e["type"] == "step"] == [0, 2]
+    assert not learn.trained(folder)
+
+
+def test_the_step_that_was_kept_is_the_last_trainings(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for best in (4, 0):
+        folder.emit({"type": "trained", "best_step": best})
+    assert learn.best_step(folder) == 0
+    assert not learn.trained(folder)
+    folder.adapter.mkdir()
+    assert learn.trained(folder)
