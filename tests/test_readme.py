@@ -21,7 +21,8 @@ QUICK = "--limit 80 --set train.epochs=1 --set evaluate.limit=6 --set evaluate.m
 @pytest.fixture(scope="module")
 def tour() -> ModuleType:
     spec = importlib.util.spec_from_file_location("tour", ROOT / "docs" / "tour.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -37,7 +38,9 @@ def test_every_command_of_the_tour_runs_on_a_tiny_model(tour: ModuleType, tmp_pa
     }
     played = []
     for block in tour.blocks((ROOT / "README.md").read_text(encoding="utf-8")):
-        tiny = [re.sub(r"^tunesmith (run|check|serve)", rf"\g<0> --model {model}", c) for c in block]
+        tiny = [
+            re.sub(r"^tunesmith (run|check|serve)", rf"\g<0> --model {model}", c) for c in block
+        ]
         quick = [f"{c} {QUICK}" if c.startswith("tunesmith run") else c for c in tiny]
         played.append(tour.play(quick, environment))
     text = "".join(played)
@@ -62,7 +65,9 @@ def test_commands_and_recipe_pages_are_what_the_code_says() -> None:
     assert ran.returncode == 0, ran.stdout
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")) + [ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("docs/**/*.md")) + [ROOT / "README.md"], ids=lambda page: page.name
+)
 def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:

@@ -246,15 +246,19 @@ def test_an_adapter_of_the_same_name_replaces_the_first_with_its_prefixes(
     assert_same(answers(sampler, [request])["r"], wanted)
 
 
-def test_a_removed_adapter_takes_its_requests_with_it(
+def test_an_adapter_in_use_stays_until_its_requests_are_done(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     sampler = Sampler(with_adapter(tiny(), tmp_path), max_rows=2)
-    for item in requests(4, adapter="a"):
+    wanted = requests(4, adapter="a")
+    for item in wanted:
         sampler.submit(item)
     sampler.step()
+    with pytest.raises(AdapterError, match="answering 4 requests"):
+        sampler.remove_adapter("a")
+    while not sampler.idle:
+        sampler.step()
     sampler.remove_adapter("a")
-    assert sampler.idle
     assert sampler.adapters == ()
 
 

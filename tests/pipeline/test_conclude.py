@@ -19,7 +19,7 @@ OURS = {"graders", "noise", "parity"}
 
 
 def measured(name: str, right: int, rows: int = 40) -> Measured:
-    samples = [
+    samples = tuple(
         Sample(
             id=str(n),
             prompt="p",
@@ -29,10 +29,11 @@ def measured(name: str, right: int, rows: int = 40) -> Measured:
             tokens_in=1,
             tokens_out=1,
             seconds=0.1,
+            finish_reason="stop",
             cluster=str(n),
         )
         for n in range(rows)
-    ]
+    )
     share = right / rows
     return Measured(name, name, samples, {"exact": Interval(share, share, share, rows)})  # pyright: ignore[reportArgumentType]
 

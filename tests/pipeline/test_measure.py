@@ -21,18 +21,18 @@ Check = Callable[..., measure.Parity]
 
 @pytest.fixture(scope="module")
 def check(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Check]:
-    """check_parity of the run's adapter, or of one without effect, against a changed record."""
+    """check_parity of the run's adapter, or of one with hardly any effect, by a changed record."""
     folder, run = made.folder, made.run
     scratch = tmp_path_factory.mktemp("parity")
-    empty = scratch / "empty"
-    shutil.copytree(folder.adapter, empty)
-    weights = load_file(empty / "adapter_model.safetensors")
-    still = {name: value * 0 if "lora_B" in name else value for name, value in weights.items()}
-    save_file(still, empty / "adapter_model.safetensors")
+    weak = scratch / "weak"
+    shutil.copytree(folder.adapter, weak)
+    weights = load_file(weak / "adapter_model.safetensors")
+    faint = {name: value * 1e-9 if "lora_B" in name else value for name, value in weights.items()}
+    save_file(faint, weak / "adapter_model.safetensors")
     spec = engines.EngineSpec(
         run.model.folder,
         run.model.name,
-        adapters={"tuned": folder.adapter, "empty": empty},
+        adapters={"tuned": folder.adapter, "weak": weak},
         dtype=run.recipe.model.dtype,
     )
     rows = run.rows("validation")
@@ -43,10 +43,9 @@ def check(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Chec
             change: Callable[[dict[str, Any]], Any] = lambda _: None,
             *,
             name: str = "tuned",
-            changed: bool = True,
         ) -> measure.Parity:
             said = folder.read_json("parity.json")
-            if name == "empty":
+            if name == "weak":
                 for item in said["rows"]:
                     row = rows[item["row"]]
                     scored = runner.run(engine.chat().score(row.prompt, row.answer, row.tools))
@@ -54,7 +53,7 @@ def check(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Chec
             change(said)
             recorded = scratch / "parity.json"
             recorded.write_text(json.dumps(said))
-            return runner.run(measure.check_parity(engine, name, recorded, rows, changed=changed))
+            return runner.run(measure.check_parity(engine, name, recorded, rows))
 
         yield judge
         runner.run(engine.stop())
@@ -85,11 +84,7 @@ def test_other_log_probabilities_than_the_trainers_are_refused(check: Check) -> 
 
 def test_trap_18_an_adapter_that_answers_as_the_base_does_is_refused(check: Check) -> None:
     with pytest.raises(EngineError, match="answers as the base does"):
-        check(name="empty")
-
-
-def test_training_that_kept_its_first_step_is_no_fault_of_the_server(check: Check) -> None:
-    assert check(name="empty", changed=False).largest < 0.2
+        check(name="weak")
 
 
 def sample(number: int, seconds: float) -> Sample:
@@ -102,12 +97,13 @@ def sample(number: int, seconds: float) -> Sample:
         tokens_in=10 * number,
         tokens_out=2,
         seconds=seconds,
+        finish_reason="stop",
         cluster="c",
     )
 
 
 def test_an_arm_tells_means_and_latencies_and_its_variants() -> None:
-    samples = [sample(n, seconds=n / 10) for n in range(1, 21)]
+    samples = tuple(sample(n, seconds=n / 10) for n in range(1, 21))
     measured = Measured("prompt", "prompt", samples, {"exact": Interval(1.0, 0.8, 1.0, 20)})
     entry = measure.arm_entry(measured, [{"name": "3 nearest", "validation": 0.5}])
     assert entry["tokens_in"] == 105
@@ -122,7 +118,7 @@ def test_an_arm_tells_means_and_latencies_and_its_variants() -> None:
 def test_a_sample_has_the_keys_of_the_contract() -> None:
     assert set(measure.sample_row(sample(1, 0.1))) == {
         *("id", "prompt", "reference", "output", "scores"),
-        *("tokens_in", "tokens_out", "seconds"),
+        *("tokens_in", "tokens_out", "seconds", "finish_reason"),
     }
 
 

@@ -99,6 +99,7 @@ def test_the_same_spec_is_the_same_run_bit_for_bit(
 CHANGES: dict[str, dict[str, Any]] = {
     "name": {"name": "other"},
     "revision": {"revision": "r2"},
+    "note": {"note": "said of the base"},
     "weights_hash": {"weights_hash": "h2"},
     "dtype": {"dtype": "float64"},
     "rank": {"rank": 2},

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tunesmith.errors import AdapterError
 from tunesmith.models.attention import Structure
 from tunesmith.models.cache import Prefix, RowCache
 from tunesmith.models.load import LoadedModel
@@ -119,25 +120,37 @@ class Sampler:
         """Load an adapter; one of the same name is replaced.
 
         Raises:
-            AdapterError: it belongs to other weights, is incomplete, or of another kind.
+            AdapterError: it belongs to other weights, is incomplete or of another kind; or requests
+                are being answered with the one that has its name.
         """
-        there = name in self.adapters
+        self._leave_alone(name)
         self.model.adapters.load(name, folder, weights_hash=self.model.weights_hash)
-        if there:
-            self._forget(name)
+        self._forget_prefixes(name)
         for _, low in self.model.adapters.lows(name):
             low.settle(self.model.dtype)
 
     def remove_adapter(self, name: str) -> None:
-        """Forget an adapter; its requests are cancelled."""
-        self._forget(name)
+        """Forget an adapter.
+
+        Raises:
+            AdapterError: requests are being answered with it.
+        """
+        self._leave_alone(name)
+        self._forget_prefixes(name)
         self.model.adapters.remove(name)
 
-    def _forget(self, name: str) -> None:
-        """Drop what was computed with an adapter, and who waits for it."""
-        for row in [row for row in self._rows if row.request.adapter == name]:
-            self.cancel(row.request.id)
-        self._waiting = deque(item for item in self._waiting if item.adapter != name)
+    def _leave_alone(self, name: str) -> None:
+        """Refuse to change an adapter under the requests that go through it."""
+        asked = [row.request for row in self._rows] + list(self._waiting)
+        count = sum(request.adapter == name for request in asked)
+        if count:
+            raise AdapterError(
+                f"the adapter {name} is answering {count} requests",
+                expected="an adapter that is not in use",
+                remedy="Try again when they are done.",
+            )
+
+    def _forget_prefixes(self, name: str) -> None:
         for key in [key for key in self._prefixes if key[0] == name]:
             del self._prefixes[key]
 

@@ -66,11 +66,6 @@ def trained(folder: RunFolder) -> bool:
     return any(event["type"] == "trained" for event in folder.events()) and folder.adapter.is_dir()
 
 
-def best_step(folder: RunFolder) -> int:
-    """The step whose weights the adapter has; 0 is an adapter without effect."""
-    return [event["best_step"] for event in folder.events() if event["type"] == "trained"][-1]
-
-
 def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None]) -> None:
     """Run a training process to its end; its events go to the folder and to `happened`.
 

@@ -118,14 +118,13 @@ class Parity:
 
 
 async def check_parity(
-    engine: Engine, tuned: str, recorded: Path, rows: Sequence[Conversation], *, changed: bool
+    engine: Engine, tuned: str, recorded: Path, rows: Sequence[Conversation]
 ) -> Parity:
     """Served = trained: equal ids, log-probabilities within limits, and not the base's.
 
     Args:
         recorded: parity.json, what the trainer said.
         rows: the rows that it said it of.
-        changed: whether training moved the adapter away from the base at all.
 
     Raises:
         EngineError: beyond the limits; the model must not be registered.
@@ -159,7 +158,7 @@ async def check_parity(
             expected=f"at most {mean:.3g} and {most:.3g}",
             remedy="The model is not registered. Train in float32 with --set model.dtype=float32.",
         )
-    if changed and max(from_base) <= found.largest:
+    if max(from_base) <= found.largest:
         raise EngineError(
             "the served adapter answers as the base does", expected="an adapter that has an effect"
         )

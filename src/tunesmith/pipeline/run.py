@@ -334,11 +334,7 @@ async def _compare(run: Run) -> conclude.Findings:
     rows = (run.rows("test") or held)[: run.recipe.evaluate.limit]
     async with await _engine(run, tuned=True) as engine:
         parity = await measure.check_parity(
-            engine,
-            run.tuned,
-            run.folder.path / "parity.json",
-            held or run.rows("train"),
-            changed=learn.best_step(run.folder) > 0,
+            engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
         )
         bench = _bench(run, engine)
         arms = await _arms(run, bench, explored["prompt"])

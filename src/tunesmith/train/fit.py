@@ -152,8 +152,11 @@ class _Loop:
         if self.validation:
             loss = self.trainer.validate(self.validation, objectives.sft)
             self.emit({"type": "validation", "step": progress.step, "loss": loss, "metrics": {}})
-        # Without held-out rows the newest is the best there is.
-        if loss < progress.best_loss or not self.validation:
+        # Without held-out rows the newest is the best there is. Step 0 is the base: measured, never
+        # kept, so that a run which only makes it worse ends in a verdict and not in a silent adapter.
+        if progress.step == 0:
+            pass
+        elif loss < progress.best_loss or not self.validation:
             progress.best_loss, progress.best_step, progress.worse = loss, progress.step, 0
         else:
             progress.worse += 1
