@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_text_of_the_data_is_shown_as_it_is_and_steers_nothing() -> None:
 def test_hostile_data_is_told_without_being_obeyed(
     screen: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = tmp_path / "[red]rows[/].jsonl"
+    name = tmp_path / "[red]rows[bold].jsonl"
     good = [{"prompt": f"q{n} {HOSTILE}", "completion": f"a{n % 3}"} for n in range(40)]
     bad = [{HOSTILE: HOSTILE}, {"prompt": HOSTILE, "completion": 7}]
     name.write_text("".join(json.dumps(row) + "\n" for row in [*good, *bad]))
@@ -56,7 +57,7 @@ def test_hostile_data_is_told_without_being_obeyed(
     found = prepare.examine(prepared, asked.data, None)
     worse = Finding("form", "error", (HOSTILE,) * 9, HOSTILE, HOSTILE + "\\", 9)
     note = Finding("form", "note", (), HOSTILE, HOSTILE, 1)
-    some = distribution({3: 2, 5: 1})  # pyright: ignore[reportArgumentType]
+    some = distribution(Counter({3: 2, 5: 1}))
     said = Report((worse, note, *found.findings), None, some, some, None, None)
     with screen:
         screen.checked(prepared, said)
@@ -65,7 +66,7 @@ def test_hostile_data_is_told_without_being_obeyed(
     written = capsys.readouterr()
     assert written.out == ""
     assert harmless(written.err)
-    assert "[red]rows[/].jsonl" in written.err.replace("\n", "")
+    assert "[red]rows[bold].jsonl" in written.err.replace("\n", "")
     assert "rejected" in written.err
     assert "2" in shown(summary(prepared, found), 60)
 

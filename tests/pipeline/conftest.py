@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tunesmith import recipe as recipes
 from tunesmith.checks.report import Report
@@ -93,22 +94,33 @@ def numbers() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", dtype="float32")
+def place(
+    tmp_path_factory: pytest.TempPathFactory,
+    numbers: list[dict[str, str]],
+    write_rows: Callable[..., Path],
+) -> Path:
+    """A folder with a model and rows that all processes of this test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "one-run"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "place.lock"):
+        if not (folder / "rows.jsonl").is_file():
+            tiny_model(folder / "tiny", dtype="float32")
+            write_rows(folder, numbers)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def wanted(
-    model: Path,
-    numbers: list[dict[str, str]],
-    write_rows: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Recipe:
+def model(place: Path) -> Path:
+    return place / "tiny"
+
+
+@pytest.fixture(scope="session")
+def wanted(place: Path, model: Path) -> Recipe:
     """A recipe for the rows, as a person would give it: all else is `auto`."""
-    rows = write_rows(tmp_path_factory.mktemp("rows"), numbers)
     values = {
         "model.name": str(model),
-        "data.files": [str(rows)],
+        "data.files": [str(place / "rows.jsonl")],
         "train.epochs": 1,
         "train.learning_rate": 0.01,
     }
@@ -116,17 +128,27 @@ def wanted(
 
 
 @pytest.fixture(scope="session")
-def made(wanted: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The steps one by one; the test rows are not there until they are compared on (trap 35)."""
-    home = tmp_path_factory.mktemp("home")
-    with living_in(home), Store.at(fetch.home()) as store:
+def made(place: Path, wanted: Recipe) -> Made:
+    """A whole run, made by the first process that wants it."""
+    home, seconds = place / "home", place / "seconds.json"
+    with living_in(home), FileLock(place / "made.lock"):
         began = time.monotonic()
         run = pipeline.open_run(
             wanted, out=home / "run", screen=Watched(), command="tunesmith run rows.jsonl"
         )
-        folder, clock = run.folder, Clock(run.folder, began)
+        if not seconds.is_file():
+            took = make(run, began)
+            seconds.write_text(json.dumps(took))
+    report = run.folder.read_json("report.json")
+    return Made(home, run.folder, wanted, run, report, json.loads(seconds.read_text()))
+
+
+def make(run: pipeline.Run, began: float) -> float:
+    """The steps one by one; the test rows are not there until they are compared on (trap 35)."""
+    folder, clock = run.folder, Clock(run.folder, began)
+    test, away = folder.data / "test.jsonl", folder.path / "away.jsonl"
+    with Store.at(fetch.home()) as store:
         store.add_run(folder.id, folder=folder.path, key=folder.id)
-        test, away = folder.data / "test.jsonl", home / "away.jsonl"
         shutil.move(test, away)
         for name, step in pipeline.STEPS:
             if name == "compare":
@@ -134,9 +156,9 @@ def made(wanted: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Made:
             clock.started(name)
             step(run)
             clock.done(name)
-        seconds = time.monotonic() - began
+        took = time.monotonic() - began
         pipeline.finish(run, store)
-    return Made(home, folder, wanted, run, run.report, seconds)
+    return took
 
 
 @pytest.fixture

@@ -127,7 +127,8 @@ async def search(
 
     for candidate in candidates:
         if candidate.name == known:
-            return PromptPlan(maker.builder(candidate), known, known, (), tuple(left_out))
+            name = candidate.name
+            return PromptPlan(maker.builder(candidate), name, name, (), tuple(left_out))
 
     async def ask(
         candidate: _Candidate, part: Sequence[Conversation], told: Progress | None
