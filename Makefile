@@ -27,12 +27,13 @@ run: install  ## the whole loop on the shipped examples, and a real answer of th
 	$(BIN)/tunesmith chat --once "Hello, my parcel KP-48213 should have been here on Tuesday. Where is it?"
 
 test: dev  ## all tests, the slow ones too
+	$(BIN)/tunesmith models pull
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
 
 check: dev  ## format, lint, types, architecture
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
 tour: install  ## run the README's tour and write its real output into the README

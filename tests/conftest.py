@@ -53,15 +53,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """The folder of the default model, from the user's own home: fetched once, not once a run."""
+    """The folder of the default model, from the user's own home; tests download nothing."""
     from tunesmith.models.catalog import DEFAULT
-    from tunesmith.models.fetch import resolve
+    from tunesmith.models.fetch import home, resolve
 
     with pytest.MonkeyPatch.context() as patch:
         if USER_HOME is None:
             patch.delenv("TUNESMITH_HOME", raising=False)
         else:
             patch.setenv("TUNESMITH_HOME", USER_HOME)
+        if not (home() / "models" / DEFAULT).is_dir():
+            pytest.skip(f"{DEFAULT} is not here: type `tunesmith models pull`, as make test does")
         return resolve(DEFAULT).folder
 
 

@@ -24,8 +24,8 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """The run's id is its folder's name."""
-        return self.path.name
+        """The first digits of the hash of recipe, rows and weights, wherever the folder is."""
+        return str(self.read_json("environment.json")["key"])[:12]
 
     @property
     def data(self) -> Path:
