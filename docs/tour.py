@@ -49,13 +49,13 @@ def play(block: list[str], environment: dict[str, str]) -> str:
                 stderr=subprocess.STDOUT,
                 check=False,
             )
-            out += _tidy(ran.stdout)
+            out += _tidy(ran.stdout, environment)
             if ran.returncode != 0:
                 raise SystemExit(f"{command} ended with {ran.returncode}:\n{ran.stdout}")
     finally:
         for process in behind:
             process.terminate()
-            process.wait(timeout=60)
+            process.communicate(timeout=60)
     return "\n".join(out) + "\n"
 
 
@@ -73,16 +73,16 @@ def _start(command: str, environment: dict[str, str], out: list[str]) -> subproc
     line = process.stdout.readline()
     if not line or time.monotonic() - began > START_SECONDS:
         raise SystemExit(f"{command} did not start")
-    out += _tidy(line)
+    out += _tidy(line, environment)
     return process
 
 
-def _tidy(text: str) -> list[str]:
-    home = str(Path.home())
-    lines = [line.replace(str(ROOT) + "/", "").rstrip() for line in text.splitlines()]
-    # Where this machine keeps things is nobody's business.
-    tidy = [re.sub(r"\S*/runs/", "~/.tunesmith/runs/", line.replace(home, "~")) for line in lines]
-    return [line for line, before in zip(tidy, ["", *tidy], strict=False) if line or before]
+def _tidy(text: str, environment: dict[str, str]) -> list[str]:
+    """Lines without this machine's paths, and one blank line for several."""
+    for path, name in ((environment["TUNESMITH_HOME"], "~/.tunesmith"), (f"{ROOT}/", "")):
+        text = text.replace(path, name)
+    lines = [line.rstrip() for line in text.replace(str(Path.home()), "~").splitlines()]
+    return [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
 
 
 def main() -> None:
