@@ -125,10 +125,9 @@ async def search(
         reason = "the bare prompt: no example or instruction fits beside a row"
         return PromptPlan(bare, "bare", reason, (), tuple(left_out))
 
-    for candidate in candidates:
-        if candidate.name == known:
-            name = candidate.name
-            return PromptPlan(maker.builder(candidate), name, name, (), tuple(left_out))
+    again = next((candidate for candidate in candidates if candidate.name == known), None)
+    if again is not None:
+        return PromptPlan(maker.builder(again), again.name, again.name, (), tuple(left_out))
 
     async def ask(
         candidate: _Candidate, part: Sequence[Conversation], told: Progress | None
