@@ -254,28 +254,6 @@ def test_check_prints_one_json_value_when_it_accepts_and_when_it_refuses(
     assert "tokens an answer" in err
 
 
-def test_options_reach_the_recipe(place: Place) -> None:
-    recipe = cli._recipe(  # pyright: ignore[reportPrivateUsage]
-        ["a.jsonl", "b.csv"],
-        model="m",
-        form="alpaca",
-        columns=["prompt=question"],
-        settings=["train.epochs=2", "train.seed=1"],
-        validation="0.25",
-        test="held.jsonl",
-        graders=["exact"],
-        seed=7,
-        limit=9,
-    )
-    assert recipe.data.files == ("a.jsonl", "b.csv")
-    assert (recipe.model.name, recipe.data.format) == ("m", "alpaca")
-    assert recipe.data.map == {"prompt": "question"}
-    assert (recipe.data.validation, recipe.data.test, recipe.data.limit) == (0.25, "held.jsonl", 9)
-    assert recipe.evaluate.graders == ("exact",)
-    assert (recipe.train.epochs, recipe.train.seed) == (2, 7)
-    assert cli._recipe([], validation="40", test="auto").data.validation == 40  # pyright: ignore[reportPrivateUsage]
-
-
 def test_evaluate_scores_the_runs_rows_as_the_run_did(typed: Typed, finished: Place) -> None:
     """Other process, other batches, the same rows: greedy answers depend on neither."""
     rows = "broken/data/test.jsonl"

@@ -68,9 +68,10 @@ def test_defaults_are_left_out_of_the_request_and_the_answer_is_ours() -> None:
 
 
 def test_every_parameter_is_sent() -> None:
-    params = SamplingParams(temperature=0.5, top_p=0.9, max_tokens=7, stop=("a", "b"), seed=3)
-    sent, _ = ask(200, answer(), lambda chat: chat.complete(HELLO, params, [TOOL]))
     wanted = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "stop": ["a", "b"], "seed": 3}
+    wanted |= {"frequency_penalty": 0.5, "presence_penalty": -1.0}
+    params = SamplingParams(**{**wanted, "stop": ("a", "b")})
+    sent, _ = ask(200, answer(), lambda chat: chat.complete(HELLO, params, [TOOL]))
     assert {key: sent[key] for key in wanted} == wanted
     assert sent["tools"] == [TOOL]
 

@@ -36,13 +36,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. temperature 0 is greedy; `max_tokens` None means up to the context's end."""
+    """How to sample. temperature 0 is greedy; `max_tokens` None means up to the context's end.
+
+    The penalties are OpenAI's: what a token's logit loses for each time the answer has it, and once
+    for having it at all.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     logprobs: bool = False
     top_logprobs: int = 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +15,27 @@ import typer
 from rich.console import Console
 
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.options import (
+    AsJson,
+    Columns,
+    Data,
+    FormatName,
+    Graders,
+    Limit,
+    ModelName,
+    Out,
+    Quiet,
+    RecipeFile,
+    Seed,
+    Settings,
+    Test,
+    Validation,
+    Verbose,
+    Yes,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
-    from tunesmith.recipe import Recipe
     from tunesmith.store import RegisteredModel
 
 app = typer.Typer(
@@ -32,82 +49,6 @@ models_app = typer.Typer(no_args_is_help=True, help="The models that are here.")
 app.add_typer(models_app, name="models")
 
 out = Console(soft_wrap=True, highlight=False)
-
-Data = Annotated[list[str], typer.Argument(help="Files of examples, or - for standard input.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="A catalogue name, a hub id or a folder.")
-]
-FormatName = Annotated[str | None, typer.Option("--format", help="How a row is laid out.")]
-Columns = Annotated[
-    list[str] | None, typer.Option("--map", help="A column's name, as in prompt=question.")
-]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML file of settings.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, as in train.epochs=2.")
-]
-Validation = Annotated[str | None, typer.Option(help="A file of validation rows, or a size.")]
-Test = Annotated[str | None, typer.Option(help="A file of test rows, or a size.")]
-Graders = Annotated[
-    list[str] | None, typer.Option("--grader", help="A grader's name, or FILE.py:FUNCTION.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the split, the order and the adapter.")]
-Limit = Annotated[int | None, typer.Option(help="Take a random sample of this many rows.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Notes too.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
-
-
-def _recipe(
-    data: Sequence[str],
-    *,
-    model: str | None = None,
-    form: str | None = None,
-    columns: Sequence[str] | None = None,
-    file: Path | None = None,
-    settings: Sequence[str] | None = None,
-    validation: str | None = None,
-    test: str | None = None,
-    graders: Sequence[str] | None = None,
-    seed: int | None = None,
-    limit: int | None = None,
-) -> Recipe:
-    from tunesmith import recipe as recipes
-
-    asked: dict[str, Any] = {}
-    if data:
-        asked["data.files"] = list(data)
-    for key, value in (
-        ("model.name", model),
-        ("data.format", form),
-        ("data.validation", _size(validation)),
-        ("data.test", _size(test)),
-        ("data.limit", limit),
-        ("train.seed", seed),
-    ):
-        if value is not None:
-            asked[key] = value
-    if columns:
-        pairs = [item.partition("=") for item in columns]
-        wrong = [item for item, (_, equals, _) in zip(columns, pairs, strict=True) if not equals]
-        if wrong:
-            raise UsageError(f"--map {wrong[0]}", expected="NAME=COLUMN, as in prompt=question")
-        asked["data.map"] = {name: column for name, _, column in pairs}
-    if graders:
-        asked["evaluate.graders"] = list(graders)
-    read = recipes.read(file, settings or ())
-    return recipes.with_values(read, asked) if asked else read
-
-
-def _size(text: str | None) -> str | int | float | None:
-    if text is None:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if number.is_integer() else number
 
 
 @app.command()
@@ -133,9 +74,9 @@ def run(
 ) -> None:
     """The whole loop: check, measure, train, compare, verdict, register."""
     from tunesmith.pipeline import run as pipeline
-    from tunesmith.screen import Terminal, arms
+    from tunesmith.screen import Terminal, ending
 
-    wanted = _recipe(
+    wanted = recipe_of(
         data, model=model, form=form, columns=columns, file=recipe, settings=settings,
         validation=validation, test=test, graders=graders, seed=seed, limit=limit,
     )  # fmt: skip
@@ -144,17 +85,8 @@ def run(
         ended = pipeline.run(wanted, out=folder, screen=screen, command=command, ask=ask)
     if as_json:
         _print_json(ended.report)
-    elif "arms" in ended.report:
-        out.print(arms(ended.report))
-        out.print()
-        out.print(ended.report["verdict"]["sentence"], markup=False, style="bold")
-        out.print(f"report  {ended.folder / 'report.html'}", markup=False)
-        out.print(f"model   {ended.report['model']['tuned']}", markup=False)
-        out.print(f"try it  tunesmith chat {ended.report['model']['tuned']}", markup=False)
-    elif "advice" in ended.report:
-        out.print(f"advice  {ended.report['advice']['approach']}", markup=False)
-        for reason in ended.report["advice"]["reasons"]:
-            out.print(f"        {reason}", markup=False)
+    else:
+        out.print(*ending(ended.report, ended.folder), sep="\n")
     if gate and not ask and not ended.ship:
         raise typer.Exit(4)
 
@@ -179,7 +111,7 @@ def check(
     from tunesmith.pipeline import check as checking
     from tunesmith.screen import Terminal
 
-    wanted = _recipe(
+    wanted = recipe_of(
         data, model=model, form=form, columns=columns, file=recipe, settings=settings,
         validation=validation, test=test, seed=seed, limit=limit,
     )  # fmt: skip
@@ -214,7 +146,7 @@ def train(
 
     if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
         data, recipe = [], Path(data[0])
-    wanted = _recipe(
+    wanted = recipe_of(
         data, model=model, form=form, columns=columns, file=recipe,
         settings=settings, validation=validation, seed=seed, limit=limit,
     )  # fmt: skip
@@ -252,7 +184,7 @@ def evaluate(
     from tunesmith.screen import Terminal
     from tunesmith.screen import arms as table
 
-    wanted = _recipe(
+    wanted = recipe_of(
         data, model=model, form=form, columns=columns, settings=settings, graders=graders,
         seed=seed, limit=limit,
     )  # fmt: skip
@@ -398,13 +330,10 @@ def show_model(name: str, as_json: AsJson = False) -> None:
     from tunesmith.models.fetch import resolve
 
     found: Any = next((item for item in _registered() if item.name == name), None) or resolve(name)
-    value = {
-        key: str(item) if isinstance(item, Path) else item for key, item in asdict(found).items()
-    }
     if as_json:
-        _print_json(value)
+        _print_json(asdict(found))
         return
-    for key, item in value.items():
+    for key, item in asdict(found).items():
         out.print(f"{key:>16}  {item}", markup=False)
 
 
@@ -450,7 +379,7 @@ def _deployment(store: Any, name: str | None) -> Any:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def main() -> None:

@@ -190,6 +190,9 @@ def _request(
         asked["stop"] = list(params.stop)
     if params.seed is not None:
         asked["seed"] = params.seed
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(params, name):
+            asked[name] = getattr(params, name)
     if tools:
         asked["tools"] = [dict(tool) for tool in tools]
     return asked

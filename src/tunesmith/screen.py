@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
@@ -177,6 +178,25 @@ def arms(report: Mapping[str, Any]) -> Table:
             f"{arm['latency_p50']:.2f}",
         )
     return table
+
+
+def ending(report: Mapping[str, Any], folder: Path) -> list[RenderableType]:
+    """How a run ended: arms, verdict and where to go on; or the first advice, with `--ask`."""
+    if "arms" in report:
+        tuned = report["model"]["tuned"]
+        return [
+            arms(report),
+            "",
+            plain(report["verdict"]["sentence"], "bold"),
+            plain(f"report  {folder / 'report.html'}"),
+            plain(f"model   {tuned}"),
+            plain(f"try it  tunesmith chat {tuned}"),
+        ]
+    advice = report["advice"]
+    return [
+        plain(f"advice  {advice['approach']}"),
+        *(plain(f"        {x}") for x in advice["reasons"]),
+    ]
 
 
 def runs(reports: Sequence[Mapping[str, Any]]) -> Table:

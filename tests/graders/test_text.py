@@ -55,6 +55,12 @@ def test_rouge_l_sees_words_of_other_scripts() -> None:
     assert rouge_l("посылка прибыла", "посылка прибыла вчера") == pytest.approx(0.8)
 
 
+def test_chrf_weighs_what_is_too_much_as_what_is_missing() -> None:
+    # one of three characters is right, the one that is wanted is there: 2 * 1/3 / (1/3 + 1)
+    assert chrf("axy", "a") == pytest.approx(0.5)
+    assert chrf("a", "axy") == chrf("axy", "a")
+
+
 def test_chrf_by_hand() -> None:
     # "ab" against "ac": 1 of 2 characters, 0 of 1 pairs; orders beyond the text do not count.
     assert chrf("ab", "ac") == pytest.approx((1 / 2 + 0) / 2, abs=1e-6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.models.attention import Asked, Forest, flash, forest_attention
+from tunesmith.models.attention import Asked, Forest, forest_attention
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.template import Chain
 from tunesmith.models.tree import PackedBatch, plant, visible
@@ -131,17 +131,6 @@ def test_values_may_be_of_another_width_than_keys() -> None:
     torch.testing.assert_close(
         Forest(batch).attend(q, k, v, asked), reference(q, k, v, batch, asked)
     )
-
-
-def test_flash_gives_the_softmax_and_its_log_sum_exp() -> None:
-    q = torch.randn(3, 4, 5, 8, dtype=torch.float64)
-    k, v = (torch.randn(3, 2, 11, 8, dtype=torch.float64) for _ in range(2))
-    distance = torch.arange(6, 11)[:, None] - torch.arange(11)[None, :]
-    out, lse = flash(q, k, v, distance.expand(3, -1, -1), 0.3)
-    wide = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    scores = (q @ wide[0].transpose(2, 3) * 0.3).masked_fill(distance < 0, -math.inf)
-    torch.testing.assert_close(out, torch.softmax(scores, -1) @ wide[1])
-    torch.testing.assert_close(lse, scores.logsumexp(-1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

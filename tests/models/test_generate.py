@@ -303,6 +303,34 @@ def test_temperature_and_top_p_draw_from_the_distribution_they_name() -> None:
     assert draws(logits, temperature=1.0, top_p=0.01) == [1, 0, 0, 0]
 
 
+def test_a_nucleus_of_more_tokens_than_are_ranked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.tensor([0.3, 0.4, 0.2, 0.1]).log().tolist()
+    wide = draws(logits, temperature=1.0, top_p=0.8)
+    assert wide == pytest.approx([3 / 9, 4 / 9, 2 / 9, 0], abs=0.03)
+    monkeypatch.setattr(generate, "NUCLEUS", 2)
+    assert draws(logits, temperature=1.0, top_p=0.8) == wide
+
+
+def test_penalties_are_openais(tiny: Callable[..., Path]) -> None:
+    """logit - count * frequency_penalty - (count > 0) * presence_penalty, for sampled tokens."""
+    model = load(tiny(), dtype="float32")
+    item = replace(requests(1)[0], max_tokens=12, frequency_penalty=0.4, presence_penalty=-2.0)
+    free, found = (
+        ids(answers(Sampler(model), [asked])["r0"])
+        for asked in (replace(item, frequency_penalty=0.0, presence_penalty=0.0), item)
+    )
+    assert found != free
+    row = list(item.prompt)
+    for token in found:
+        mask = (False,) * len(row)
+        with torch.no_grad():
+            logits = model.head(model.forest(plant([Chain(tuple(row), mask)])))[-1]
+        for old in set(row[len(item.prompt) :]):
+            logits[old] -= 0.4 * row[len(item.prompt) :].count(old) - 2.0
+        assert token == int(logits.argmax())
+        row.append(token)
+
+
 def test_the_logprob_is_the_models_own_at_any_temperature(tiny: Callable[..., Path]) -> None:
     model = load(tiny(), dtype="float32")
     item = replace(requests(1)[0], temperature=2.0, top_p=0.9, seed=1, top_logprobs=5)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunesmith.models.logprobs import BLOCK, exact, token_logprobs
+from tunesmith.models.kernels import exact
+from tunesmith.models.logprobs import BLOCK, token_logprobs
 
 
 def test_blocks_give_the_log_softmax_and_its_gradient() -> None:

@@ -32,6 +32,7 @@ if __name__ == "__main__":
     ids = tuple[int, ...]
     of_prompt = [("prefix", ids), ("prompt", ids)]
     of_sampling = [("temperature", float), ("top_p", float), ("seed", int), ("top_logprobs", int)]
+    of_sampling += [("frequency_penalty", float), ("presence_penalty", float)]
     values.Request = make_dataclass(
         "Request", [("id", str), *of_prompt, ("max_tokens", int), *of_sampling, ("adapter", str)]
     )

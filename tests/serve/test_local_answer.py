@@ -12,7 +12,14 @@ def job(**changes: Any) -> ChatJob:
         "model": "m",
         "prompt": PromptIds((1, 2), (3,)),
         "adapter": "tuned",
-        "params": SamplingParams(temperature=0.7, top_p=0.9, seed=5, top_logprobs=2),
+        "params": SamplingParams(
+            temperature=0.7,
+            top_p=0.9,
+            seed=5,
+            frequency_penalty=0.5,
+            presence_penalty=-1.0,
+            top_logprobs=2,
+        ),
         "max_tokens": 9,
         "choices": 3,
         "tools": False,
@@ -32,6 +39,7 @@ def test_every_choice_is_a_request_with_all_that_was_asked() -> None:
         assert (request.prefix, request.prompt, request.max_tokens) == ((1, 2), (3,), 9)
         assert (request.temperature, request.top_p, request.adapter) == (0.7, 0.9, "tuned")
         assert request.top_logprobs == 2
+        assert (request.frequency_penalty, request.presence_penalty) == (0.5, -1.0)
 
 
 def test_without_a_seed_no_choice_has_one() -> None:

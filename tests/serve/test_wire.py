@@ -41,7 +41,7 @@ def client() -> TestClient:
         ({"stop": list("abcde")}, "at most 4 items", "stop"),
         ({"response_format": {"type": "json_object"}}, "not supported", "response_format"),
         ({"logit_bias": {"5": 1}}, "not supported", "logit_bias"),
-        ({"presence_penalty": 0.5}, "not supported", "presence_penalty"),
+        ({"presence_penalty": 2.5}, "less than or equal to 2", "presence_penalty"),
         ({"parallel_tool_calls": False}, "not supported", "parallel_tool_calls"),
         ({"store": True}, "not supported", "store"),
         ({"functions": [{"name": "f"}]}, "not supported", "functions"),
@@ -77,7 +77,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 
 def test_arguments_that_ask_for_nothing_pass_and_are_not_forwarded(client: TestClient) -> None:
     neutral = {
-        "presence_penalty": 0,
+        "modalities": ["text"],
         "response_format": {"type": "text"},
         "logit_bias": None,
         "user": "someone",

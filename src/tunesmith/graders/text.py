@@ -12,7 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 from tunesmith.graders.exact import same
 from tunesmith.graders.grader import Grader
 
-_CHRF = CHRF()
+_CHRF = CHRF(beta=1)
 _WORD = re.compile(r"\w+")
 
 
@@ -27,7 +27,12 @@ _ROUGE = RougeScorer(["rougeL"], tokenizer=cast(Any, _Words()))
 
 
 def chrf(output: str, reference: str) -> float:
-    """chrF2 in [0, 1]: F-score of character n-grams up to 6 (Popović 2015, W15-3049)."""
+    """chrF in [0, 1]: F1 of character n-grams up to 6 (Popović 2015, W15-3049).
+
+    Precision weighs as much as recall. sacrebleu's default of beta = 2 was chosen for translations,
+    which have the length of their reference; on open answers it pays for rambling
+    (docs/decisions/0005).
+    """
     if output.strip() == reference.strip():
         return 1.0
     return _CHRF.sentence_score(output, [reference]).score / 100

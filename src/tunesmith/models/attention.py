@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from tunesmith.errors import ModelError
+from tunesmith.models.kernels import exact, fused, join, softmax_backward
 from tunesmith.models.tree import PackedBatch, segments
 
 NAME = "forest"
@@ -189,9 +190,6 @@ def _unstack_heads(x: Tensor, n: int, heads: int, length: int) -> Tensor:
     return x.reshape(heads, n, length, *x.shape[3:]).transpose(0, 1)
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
 class _FlashForest(torch.autograd.Function):
     """All groups with the CPU's fused kernel: path and own run apart, joined by their log-sum-exp.
 
@@ -237,26 +235,16 @@ def _group_forward(
     heads, kv_heads = len(q), len(k)
     own_q, own_k, own_v = (_gather(x, group) for x in (q, k, v))
     wide_k, wide_v = (x.repeat_interleave(heads // kv_heads, 1) for x in (own_k, own_v))
-    out, lse = _flash(own_q, wide_k, wide_v, 0.0, True, attn_mask=None, scale=scale)
+    out, lse = fused(own_q, wide_k, wide_v, 0.0, True, attn_mask=None, scale=scale)
     if not len(group.path):
         return out, lse
     n, length = group.own.shape
     path_k, path_v = (x.index_select(1, group.path).unsqueeze(0) for x in (k, v))
     path_q = _stack_heads(own_q, kv_heads)
-    path_out, path_lse = _flash(path_q, path_k, path_v, 0.0, False, attn_mask=None, scale=scale)
+    path_out, path_lse = fused(path_q, path_k, path_v, 0.0, False, attn_mask=None, scale=scale)
     path_out = _unstack_heads(path_out, n, heads, length)
     path_lse = _unstack_heads(path_lse, n, heads, length)
     return join(out, lse, path_out, path_lse)
-
-
-def join(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two sets of keys from the attention over each, in float32.
-
-    Outputs (..., D) and log-sum-exps (...) in, the same of the union out.
-    """
-    lse = torch.logaddexp(a_lse, b_lse)
-    a_share, b_share = ((x - lse).exp().unsqueeze(-1) for x in (a_lse, b_lse))
-    return (a * a_share + b * b_share).to(a.dtype), lse
 
 
 def _group_backward(
@@ -283,58 +271,16 @@ def _group_backward(
     rows = (own_q, own_grad, own_lse, delta)
     stacked = [x.reshape(n * kv_heads, heads // kv_heads * length, -1) for x in rows]
     keys = [x.reshape(n * kv_heads, length, -1) for x in (own_k, own_v)]
-    grad_q, grad_k, grad_v = _softmax_backward(*stacked, *keys, scale=scale, causal=length)
+    grad_q, grad_k, grad_v = softmax_backward(*stacked, *keys, scale=scale, causal=length)
     grad_q = grad_q.view(n, heads, length, width)
     grad_k, grad_v = (x.view(n, kv_heads, length, -1) for x in (grad_k, grad_v))
     if len(group.path):
         path = [x.index_select(1, group.path) for x in (k, v)]
         stacked = [_stack_heads(x, kv_heads)[0] for x in rows]
-        more_q, more_k, more_v = _softmax_backward(*stacked, *path, scale=scale, causal=0)
+        more_q, more_k, more_v = softmax_backward(*stacked, *path, scale=scale, causal=0)
         grad_q = grad_q + _unstack_heads(more_q[None], n, heads, length)
         totals[1].index_add_(1, group.path, more_k)
         totals[2].index_add_(1, group.path, more_v)
-    return grad_q, grad_k, grad_v
-
-
-BACKWARD_SCORES = 1 << 24
-"""Most scores that are held at once in the backward pass: 64 MB in float32."""
-
-
-def _softmax_backward(
-    q: Tensor,
-    grad: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    causal: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (b, M, D), k and v (b, S, D), by plain products in blocks of queries.
-
-    The fused backward kernel takes four times as long for runs of some hundred tokens, and cannot
-    let several query heads read one key head.
-
-    Args:
-        lse, delta: (b, M, 1), of the whole softmax and sum(grad * out).
-        causal: length of a run: query m sees keys up to m mod length; 0 sees all.
-    """
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    block = max(1, BACKWARD_SCORES // (len(q) * k.shape[1]))
-    index = torch.arange(q.shape[1], device=q.device)
-    keys = torch.arange(k.shape[1], device=q.device)
-    for start in range(0, q.shape[1], block):
-        part = slice(start, start + block)
-        scores = torch.bmm(q[:, part], k.transpose(1, 2)).to(lse.dtype)
-        probs = scores.mul_(scale).sub_(lse[:, part]).exp_()
-        if causal:
-            probs.masked_fill_(keys > (index[part] % causal)[:, None], 0.0)
-        grad_v += torch.bmm(probs.to(q.dtype).transpose(1, 2), grad[:, part])
-        change = torch.bmm(grad[:, part], v.transpose(1, 2)).to(lse.dtype)
-        change = change.sub_(delta[:, part]).mul_(probs).mul_(scale).to(q.dtype)
-        grad_q[:, part] = torch.bmm(change, k)
-        grad_k += torch.bmm(change.transpose(1, 2), q[:, part])
     return grad_q, grad_k, grad_v
 
 
@@ -370,38 +316,8 @@ def _math_group(
     if asked.sinks is not None:
         sinks = asked.sinks.reshape(1, kv_heads, heads // kv_heads, 1, 1).to(scores.dtype)
         scores = torch.cat([scores, sinks.expand(n, -1, -1, length, -1)], -1)
-    exact = scores if scores.dtype == torch.float64 else scores.float()
-    probs = torch.softmax(exact, -1).to(v.dtype)
+    probs = torch.softmax(exact(scores), -1).to(v.dtype)
     split = len(group.path)
     out = torch.einsum("nkglp,kpd->nkgld", probs[..., :split], path_v)
     out = out + torch.einsum("nkglm,nkmd->nkgld", probs[..., split : split + length], own_v)
     return out.permute(1, 2, 0, 3, 4).reshape(heads, n * length, -1)
-
-
-def flash(
-    q: Tensor, k: Tensor, v: Tensor, distance: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of q (n, H, L, D) over k, v (n, H_kv, S, D) where distance (n, L, S) >= 0.
-
-    Returns:
-        Output (n, H, L, D_v) and log-sum-exp (n, H, L) in float32 (float64 for float64).
-    """
-    n, heads, length, _ = q.shape
-    kv_heads = k.shape[1]
-    group = heads // kv_heads
-    # Query heads of one key head stand below each other: keys are read once, never repeated.
-    stacked = q.reshape(n, kv_heads, group * length, -1)
-    hidden = None if distance is None else (distance < 0)[:, None]
-    if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
-        mask = None
-        if hidden is not None:
-            mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
-            mask = mask.expand(n, 1, length, -1).repeat(1, 1, group, 1)
-        out, lse = _flash(stacked, k, v, 0.0, False, attn_mask=mask, scale=scale)
-    else:
-        scores = (stacked @ k.transpose(2, 3)).float() * scale
-        if hidden is not None:
-            scores = scores.masked_fill(hidden.repeat(1, 1, group, 1), float("-inf"))
-        lse = scores.logsumexp(-1)
-        out = (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v
-    return out.reshape(n, heads, length, -1), lse.reshape(n, heads, length)

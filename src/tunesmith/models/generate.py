@@ -10,7 +10,7 @@ sizes (padded), rows attend by themselves, and what is shared is decided by the 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +22,17 @@ from torch import Tensor
 from tunesmith.errors import AdapterError
 from tunesmith.models.attention import Structure
 from tunesmith.models.cache import Prefix, RowCache
+from tunesmith.models.kernels import exact
 from tunesmith.models.load import LoadedModel
-from tunesmith.models.logprobs import exact
 from tunesmith.models.serving import Decode, Prefill, RowSpan
 
 PREFILL = 256
 """Tokens of a prefill pass: rows that fit are packed into exactly this many."""
 ADMIT = 2048
 """Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
+NUCLEUS = 512
+"""Tokens that nearly always hold top_p of the mass: sorting the whole vocabulary takes longer than
+the model does."""
 PREFIX_TOKENS = 32_768
 """Most tokens of cached prefixes; the least recently used leave."""
 
@@ -45,13 +48,15 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     top_logprobs: int = 0
     adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One sampled token. `logprob` is the model's own, before temperature and top_p.
+    """One sampled token. `logprob` is the model's own, before penalties, temperature and top_p.
 
     finish is "stop" when the token ends the turn (it is not text), "length" at max_tokens.
     """
@@ -84,6 +89,8 @@ class _Row:
     made: int = 0
     length: int = field(default=0)
     """Own tokens in the cache."""
+    counts: Counter[int] = field(default_factory=Counter[int])
+    """How often each token was sampled, for the penalties."""
 
     @property
     def depth(self) -> int:
@@ -306,16 +313,18 @@ class Sampler:
     def _sample(self, rows: Sequence[_Row], logits: Tensor) -> list[Token]:
         logits = exact(logits)
         total = logits.logsumexp(1, keepdim=True)
-        chosen = logits.argmax(1).tolist()
+        wanted = _penalised(logits, rows)
+        chosen = wanted.argmax(1).tolist()
         for place, row in enumerate(rows):
             if row.request.temperature > 0:
-                chosen[place] = _draw(logits[place], row.request, row.generator)
+                chosen[place] = _draw(wanted[place], row.request, row.generator)
         most = max(row.request.top_logprobs for row in rows)
         top = logits.topk(most, dim=1) if most else None
         picked = logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None]) - total
         out: list[Token] = []
         for place, row in enumerate(rows):
             row.last, row.made = chosen[place], row.made + 1
+            row.counts[row.last] += 1
             count = row.request.top_logprobs
             pairs: tuple[tuple[int, float], ...] = ()
             if top is not None and count:
@@ -370,11 +379,32 @@ def _chunks(lengths: Sequence[int]) -> list[list[int]]:
     return chunks
 
 
+def _penalised(logits: Tensor, rows: Sequence[_Row]) -> Tensor:
+    """Logits less what tokens cost that an answer already has, as OpenAI's API defines it.
+
+    frequency_penalty times how often the token was sampled, and presence_penalty once.
+    """
+    costs = [
+        (place, token, count * row.request.frequency_penalty + row.request.presence_penalty)
+        for place, row in enumerate(rows)
+        if row.request.frequency_penalty or row.request.presence_penalty
+        for token, count in row.counts.items()
+    ]
+    if not costs:
+        return logits
+    places, tokens, values = (
+        torch.tensor(x, device=logits.device) for x in zip(*costs, strict=True)
+    )
+    return logits.index_put((places, tokens), -values.to(logits.dtype), accumulate=True)
+
+
 def _draw(logits: Tensor, request: Request, generator: torch.Generator) -> int:
     """One token at a temperature from the smallest set whose mass reaches top_p."""
     probs = torch.softmax(logits.cpu().double() / request.temperature, 0)
     if request.top_p < 1:
-        ranked, order = probs.sort(descending=True)
+        ranked, order = probs.topk(min(NUCLEUS, len(probs)))
+        if float(ranked.sum()) < request.top_p:
+            ranked, order = probs.sort(descending=True)
         keep = ranked.cumsum(0) - ranked < request.top_p
         probs = torch.zeros_like(probs).index_copy_(0, order[keep], ranked[keep])
     return int(torch.multinomial(probs, 1, generator=generator))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.models.kernels import exact
+
 BLOCK = 128
 """Rows a block: at a vocabulary of 49,152 about 25 MB in float32."""
 
@@ -31,11 +33,6 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """
     out: Tensor = _TokenLogProbs.apply(hidden, targets, head)  # pyright: ignore[reportAssignmentType]
     return out
-
-
-def exact(logits: Tensor) -> Tensor:
-    """Logits in the precision that a softmax needs."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class _TokenLogProbs(torch.autograd.Function):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunesmith.models.attention import Asked, flash, join
+from tunesmith.models.attention import Asked
 from tunesmith.models.cache import Prefix, RowCache
+from tunesmith.models.kernels import exact, flash, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,7 @@ def _attend(q: Tensor, pieces: Sequence[Piece], asked: Asked) -> Tensor:
     if asked.sinks is not None:
         sinks = asked.sinks.reshape(1, kv_heads, -1, 1, 1).to(scores.dtype)
         scores = torch.cat([scores, sinks.expand(n, -1, -1, length, -1)], -1)
-    precise = scores if scores.dtype == torch.float64 else scores.float()
     total = sum(piece[0].shape[2] for piece in pieces)
-    probs = torch.softmax(precise, -1).to(q.dtype)[..., :total]
+    probs = torch.softmax(exact(scores), -1).to(q.dtype)[..., :total]
     values = torch.cat([piece[1] for piece in pieces], 2)
     return torch.einsum("nkgls,nksd->nkgld", probs, values).reshape(n, heads, length, -1)

@@ -49,6 +49,8 @@ class ChatJob:
                 temperature=self.params.temperature,
                 top_p=self.params.top_p,
                 seed=_seed(self.params.seed, index),
+                frequency_penalty=self.params.frequency_penalty,
+                presence_penalty=self.params.presence_penalty,
                 top_logprobs=self.params.top_logprobs,
                 adapter=self.adapter,
             )

@@ -28,7 +28,6 @@ ABOUT_THE_CALLER = frozenset(
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": (),
     "functions": ([],),
     "logit_bias": ({},),
@@ -37,7 +36,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "moderation": (),
     "parallel_tool_calls": (True,),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
@@ -173,6 +171,8 @@ class ChatRequest(_Wire):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[list[str], BeforeValidator(_listed), Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -221,6 +221,8 @@ class ChatRequest(_Wire):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             stop=tuple(self.stop or ()),
             seed=self.seed,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
             logprobs=bool(self.logprobs),
             top_logprobs=self.top_logprobs or 0,
         )

@@ -1,0 +1,61 @@
+"""The kernels against the softmax written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tunesmith.models import kernels
+from tunesmith.models.kernels import flash, join, softmax_backward
+
+
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of q (n, H, L, D) with its log-sum-exp; key heads repeated."""
+    wide_k, wide_v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ wide_k.transpose(2, 3) * scale
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -math.inf)
+    return torch.softmax(scores, -1) @ wide_v, scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize("width", [8, 6], ids=["fused", "values of another width"])
+def test_flash_gives_the_softmax_and_its_log_sum_exp(width: int) -> None:
+    q = torch.randn(3, 4, 5, 8, dtype=torch.float64)
+    k = torch.randn(3, 2, 11, 8, dtype=torch.float64)
+    v = torch.randn(3, 2, 11, width, dtype=torch.float64)
+    distance = torch.arange(6, 11)[:, None] - torch.arange(11)[None, :]
+    out, lse = flash(q, k, v, distance.expand(3, -1, -1), 0.3)
+    assert (out.dtype, lse.dtype) == (torch.float64, torch.float64)
+    torch.testing.assert_close((out, lse), written_out(q, k, v, distance < 0, 0.3))
+
+
+def test_two_sets_of_keys_joined_are_their_union() -> None:
+    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64) for _ in range(3))
+    parts = [written_out(q, k[:, :, x], v[:, :, x], None, 0.5) for x in (slice(5), slice(5, None))]
+    torch.testing.assert_close(join(*parts[0], *parts[1]), written_out(q, k, v, None, 0.5))
+
+
+@pytest.mark.parametrize("causal", [0, 6])
+@pytest.mark.parametrize("scores", [1 << 24, 40], ids=["at once", "in blocks"])
+def test_softmax_backward_is_autograds(
+    causal: int, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "BACKWARD_SCORES", scores)
+    q = torch.randn(2, 12, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    later = torch.arange(6)[None] > (torch.arange(12) % 6)[:, None]
+    wide = (x.unsqueeze(1) for x in (q, k, v))
+    out, lse = written_out(*wide, later if causal else None, 0.5)
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, (q, k, v), grad)
+    delta = (grad * out).sum(-1).squeeze(1).unsqueeze(-1)
+    with torch.no_grad():
+        found = softmax_backward(
+            q, grad[:, 0], lse[:, 0, :, None], delta, k, v, scale=0.5, causal=causal
+        )
+    torch.testing.assert_close(found, expected)
