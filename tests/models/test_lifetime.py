@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.models.lifetime import environment
+
 PARENT = """
 import os, subprocess, sys, time
 code = (
@@ -18,6 +20,18 @@ code = (
 subprocess.Popen([sys.executable, "-c", code])
 time.sleep(60)
 """
+
+
+def test_a_process_starts_offline_with_an_allocator_that_keeps_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    started = environment()
+    assert started["HF_HUB_OFFLINE"] == "1"
+    assert "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0" in started["GLIBC_TUNABLES"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    assert environment()["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
 
 
 def gone(pid: int, seconds: float = 10) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tunesmith.models.attention import Asked
 from tunesmith.models.cache import Prefix, RowCache
-from tunesmith.models.serving import Decode, Prefill, RowSpan
+from tunesmith.models.serving import Decode, Prefill, RowSpan, neighbours
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 ASKED = {
@@ -103,3 +103,37 @@ def test_prefill_and_decode_equal_causal_attention_behind_a_shared_prefix(name: 
         out = attend(Decode(cache, now, prefixes), parts, 1)
         wanted = torch.cat([causal(item, asked)[:, part] for item, part in parts], 1)
         torch.testing.assert_close(out[:, :3], wanted)
+
+
+@pytest.mark.parametrize(
+    ("spans", "runs"),
+    [
+        ([128, 128, 128], [(0, 3, 128)]),
+        # One more row of 256 would read 128 keys too many for each of three: more than a call.
+        ([128, 128, 128, 256], [(0, 3, 128), (3, 4, 256)]),
+        ([128, 128, 256], [(0, 3, 256)]),
+        ([1024, 128, 128], [(0, 1, 1024), (1, 3, 128)]),
+    ],
+)
+def test_rows_of_like_length_are_read_together(
+    spans: list[int], runs: list[tuple[int, int, int]]
+) -> None:
+    assert [(rows.start, rows.stop, span) for rows, span in neighbours(spans)] == runs
+
+
+def test_rows_of_any_length_side_by_side_decode_as_each_alone() -> None:
+    """Runs of several spans, in an order in which neighbours differ."""
+    torch.manual_seed(0)
+    lengths = [300, 5, 130, 4, 700, 699, 6]
+    rows = [row(length + 1) for length in lengths]
+    cache = RowCache(len(rows), torch.device("cpu"))
+    cache.reserve(max(lengths) + 1)
+    asked = ASKED["plain"]
+    for slot, (item, length) in enumerate(zip(rows, lengths, strict=True)):
+        span = RowSpan((0,) * length, None, None, slot=slot)
+        parts = (x[:, :length] for x in (item.q, item.k, item.v))
+        Prefill([span], cache).attend(*parts, asked)
+    last = (torch.cat([getattr(item, x)[:, -1:] for item in rows], 1) for x in ("q", "k", "v"))
+    out = Decode(cache, lengths, [None] * len(rows)).attend(*last, asked)
+    wanted = torch.cat([causal(item, asked)[:, -1:] for item in rows], 1)
+    torch.testing.assert_close(out, wanted)

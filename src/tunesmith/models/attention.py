@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from tunesmith.errors import ModelError
-from tunesmith.models.kernels import exact, fused, join, softmax_backward
+from tunesmith.models.kernels import causal, exact, fused, join, softmax_backward
 from tunesmith.models.tree import PackedBatch, segments
 
 NAME = "forest"
@@ -190,6 +190,13 @@ def _unstack_heads(x: Tensor, n: int, heads: int, length: int) -> Tensor:
     return x.reshape(heads, n, length, *x.shape[3:]).transpose(0, 1)
 
 
+def _beside(x: Tensor, kv_heads: int) -> Tensor:
+    """(n, H, L, D) -> (n * H_kv, L * G, D): query heads of one key head, position by position."""
+    n, heads, length, width = x.shape
+    grouped = x.reshape(n, kv_heads, heads // kv_heads, length, width).transpose(2, 3)
+    return grouped.reshape(n * kv_heads, -1, width)
+
+
 class _FlashForest(torch.autograd.Function):
     """All groups with the CPU's fused kernel: path and own run apart, joined by their log-sum-exp.
 
@@ -234,8 +241,7 @@ def _group_forward(
     """Output (n, H, L, D) and log-sum-exp (n, H, L) of one group."""
     heads, kv_heads = len(q), len(k)
     own_q, own_k, own_v = (_gather(x, group) for x in (q, k, v))
-    wide_k, wide_v = (x.repeat_interleave(heads // kv_heads, 1) for x in (own_k, own_v))
-    out, lse = fused(own_q, wide_k, wide_v, 0.0, True, attn_mask=None, scale=scale)
+    out, lse = causal(own_q, own_k, own_v, scale)
     if not len(group.path):
         return out, lse
     n, length = group.own.shape
@@ -269,10 +275,12 @@ def _group_backward(
         own_grad = own_grad * real.view(n, 1, length, 1)
     delta = (own_grad.to(lse.dtype) * own_out).sum(-1, keepdim=True)
     rows = (own_q, own_grad, own_lse, delta)
-    stacked = [x.reshape(n * kv_heads, heads // kv_heads * length, -1) for x in rows]
+    beside = [_beside(x, kv_heads) for x in rows]
     keys = [x.reshape(n * kv_heads, length, -1) for x in (own_k, own_v)]
-    grad_q, grad_k, grad_v = softmax_backward(*stacked, *keys, scale=scale, causal=length)
-    grad_q = grad_q.view(n, heads, length, width)
+    several = heads // kv_heads
+    grad_q, grad_k, grad_v = softmax_backward(*beside, *keys, scale=scale, causal=several)
+    grad_q = grad_q.view(n, kv_heads, length, several, width).transpose(2, 3)
+    grad_q = grad_q.reshape(n, heads, length, width)
     grad_k, grad_v = (x.view(n, kv_heads, length, -1) for x in (grad_k, grad_v))
     if len(group.path):
         path = [x.index_select(1, group.path) for x in (k, v)]

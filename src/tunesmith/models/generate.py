@@ -28,6 +28,8 @@ from tunesmith.models.serving import Decode, Prefill, RowSpan
 
 PREFILL = 256
 """Tokens of a prefill pass: rows that fit are packed into exactly this many."""
+HEAD_ROWS = 32
+"""Rows of a pass through the head: few enough that one chat does not pay for many."""
 ADMIT = 2048
 """Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
 NUCLEUS = 512
@@ -123,6 +125,10 @@ class Sampler:
         """Nothing is waiting or being answered."""
         return not self._waiting and not self._rows
 
+    @property
+    def _free(self) -> int:
+        return self.max_rows - len(self._rows)
+
     def add_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter; one of the same name is replaced.
 
@@ -208,8 +214,11 @@ class Sampler:
     def _admit(self) -> list[_Row]:
         joined: list[_Row] = []
         tokens = 0
-        while self._waiting and len(self._rows) < self.max_rows and tokens < ADMIT:
-            request = self._waiting.popleft()
+        # Those that will fit, the shortest first: neighbours of like length are read together.
+        free = [self._waiting.popleft() for _ in range(min(self._free, len(self._waiting)))]
+        free.sort(key=lambda request: len(request.prompt), reverse=True)
+        while free and tokens < ADMIT:
+            request = free.pop()
             seed = request.seed
             generator = torch.Generator()
             if seed is None:
@@ -220,6 +229,7 @@ class Sampler:
             self._rows.append(row)
             joined.append(row)
             tokens += len(request.prompt)
+        self._waiting.extendleft(free)
         return joined
 
     def _first_tokens(self, joined: Sequence[_Row]) -> list[Token]:
@@ -302,13 +312,12 @@ class Sampler:
             routing.spans = None
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits of some rows, in passes of `max_rows`."""
+        """Logits of some rows, in passes of one size."""
         parts: list[Tensor] = []
-        for block in hidden.split(self.max_rows):
-            filler = self.max_rows - len(block)
-            padded = torch.nn.functional.pad(block, (0, 0, 0, filler))
+        for block in hidden.split(HEAD_ROWS):
+            padded = torch.nn.functional.pad(block, (0, 0, 0, HEAD_ROWS - len(block)))
             parts.append(self.model.exact_head(padded)[: len(block)])
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _sample(self, rows: Sequence[_Row], logits: Tensor) -> list[Token]:
         logits = exact(logits)

@@ -14,33 +14,46 @@ def exact(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
+def hide(distance: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """What `flash` adds to scores where distance (n, L, S) < 0: (n, 1, group * L, S)."""
+    n, length, keys = distance.shape
+    bias = torch.zeros(n, 1, length, keys, dtype=dtype, device=distance.device)
+    bias.masked_fill_((distance < 0)[:, None], float("-inf"))
+    return bias.repeat(1, 1, group, 1)
+
+
 def flash(
-    q: Tensor, k: Tensor, v: Tensor, distance: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of q (n, H, L, D) over k, v (n, H_kv, S, D) where distance (n, L, S) >= 0.
+    """Attention of q (n, H, L, D) over k, v (n, H_kv, S, D), with the bias of `hide`.
 
     Returns:
         Output (n, H, L, D_v) and log-sum-exp (n, H, L) in float32 (float64 for float64).
     """
     n, heads, length, _ = q.shape
     kv_heads = k.shape[1]
-    group = heads // kv_heads
     # Query heads of one key head stand below each other: keys are read once, never repeated.
-    stacked = q.reshape(n, kv_heads, group * length, -1)
-    hidden = None if distance is None else (distance < 0)[:, None]
+    stacked = q.reshape(n, kv_heads, heads // kv_heads * length, -1)
     if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
-        mask = None
-        if hidden is not None:
-            mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
-            mask = mask.expand(n, 1, length, -1).repeat(1, 1, group, 1)
-        out, lse = fused(stacked, k, v, 0.0, False, attn_mask=mask, scale=scale)
+        out, lse = fused(stacked, k, v, 0.0, False, attn_mask=bias, scale=scale)
     else:
         scores = exact(stacked @ k.transpose(2, 3)) * scale
-        if hidden is not None:
-            scores = scores.masked_fill(hidden.repeat(1, 1, group, 1), float("-inf"))
+        if bias is not None:
+            scores = scores + bias
         lse = scores.logsumexp(-1)
         out = (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v
     return out.reshape(n, heads, length, -1), lse.reshape(n, heads, length)
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """As `flash`, each of a run's L tokens seeing itself and those before it."""
+    group = q.shape[1] // k.shape[1]
+    if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
+        wide = (x.repeat_interleave(group, 1) for x in (k, v))
+        return fused(q, *wide, 0.0, True, attn_mask=None, scale=scale)
+    place = torch.arange(q.shape[2], device=q.device)
+    distance = (place[:, None] - place[None, :]).expand(len(q), -1, -1)
+    return flash(q, k, v, hide(distance, group, torch.float32), scale)
 
 
 def join(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,13 +61,15 @@ def join(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> tuple[Tensor, Te
 
     Outputs (..., D) and log-sum-exps (...) in, the same of the union out.
     """
-    lse = torch.logaddexp(a_lse, b_lse)
-    a_share, b_share = ((x - lse).exp().unsqueeze(-1) for x in (a_lse, b_lse))
-    return (a * a_share + b * b_share).to(a.dtype), lse
+    share = torch.sigmoid(b_lse - a_lse).unsqueeze(-1)
+    out = torch.lerp(a.to(share.dtype), b.to(share.dtype), share)
+    return out.to(a.dtype), torch.logaddexp(a_lse, b_lse)
 
 
-BACKWARD_SCORES = 1 << 24
-"""Most scores that are held at once in the backward pass: 64 MB in float32."""
+BACKWARD_SCORES = 1 << 20
+"""Most scores that are held at once in the backward pass: what a core's cache can keep."""
+BACKWARD_RUN = 128
+"""Positions of a causal run that are taken together: keys behind the last are left out."""
 
 
 def softmax_backward(
@@ -68,28 +83,35 @@ def softmax_backward(
     scale: float,
     causal: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (b, M, D), k and v (b, S, D), by plain products in blocks of queries.
+    """Gradients of q (b, M, D), k and v (b, S, D), by plain products in blocks.
 
-    The fused backward kernel takes four times as long for runs of some hundred tokens, and cannot
-    let several query heads read one key head.
+    The fused backward kernel takes several times as long for runs of some hundred tokens, and
+    cannot let several query heads read one key head.
 
     Args:
         lse, delta: (b, M, 1), of the whole softmax and sum(grad * out).
-        causal: length of a run: query m sees keys up to m mod length; 0 sees all.
+        causal: queries of one position, which stand together: query m sees keys up to
+            m // causal; 0 sees all.
     """
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    block = max(1, BACKWARD_SCORES // (len(q) * k.shape[1]))
-    index = torch.arange(q.shape[1], device=q.device)
-    keys = torch.arange(k.shape[1], device=q.device)
-    for start in range(0, q.shape[1], block):
-        part = slice(start, start + block)
-        scores = torch.bmm(q[:, part], k.transpose(1, 2)).to(lse.dtype)
-        probs = scores.mul_(scale).sub_(lse[:, part]).exp_()
-        if causal:
-            probs.masked_fill_(keys > (index[part] % causal)[:, None], 0.0)
-        grad_v += torch.bmm(probs.to(q.dtype).transpose(1, 2), grad[:, part])
-        change = torch.bmm(grad[:, part], v.transpose(1, 2)).to(lse.dtype)
-        change = change.sub_(delta[:, part]).mul_(probs).mul_(scale).to(q.dtype)
-        grad_q[:, part] = torch.bmm(change, k)
-        grad_k += torch.bmm(change.transpose(1, 2), q[:, part])
+    items, length = q.shape[:2]
+    rows = BACKWARD_RUN * causal or max(1, BACKWARD_SCORES // k.shape[1])
+    index = torch.arange(length, device=q.device)
+    for start in range(0, length, rows):
+        part = slice(start, min(start + rows, length))
+        seen = -(-part.stop // causal) if causal else k.shape[1]
+        later = index[:seen] > (index[part] // causal)[:, None] if causal else None
+        several = max(1, BACKWARD_SCORES // ((part.stop - part.start) * seen))
+        for first in range(0, items, several):
+            own = slice(first, first + several), part
+            keys = slice(first, first + several), slice(seen)
+            scores = torch.bmm(q[own], k[keys].transpose(1, 2)).to(lse.dtype)
+            probs = scores.mul_(scale).sub_(lse[own]).exp_()
+            if later is not None:
+                probs.masked_fill_(later, 0.0)
+            grad_v[keys] += torch.bmm(probs.to(q.dtype).transpose(1, 2), grad[own])
+            change = torch.bmm(grad[own], v[keys].transpose(1, 2)).to(lse.dtype)
+            change = change.sub_(delta[own]).mul_(probs).mul_(scale).to(q.dtype)
+            grad_q[own] = torch.bmm(change, k[keys])
+            grad_k[keys] += torch.bmm(change.transpose(1, 2), q[own])
     return grad_q, grad_k, grad_v

@@ -81,8 +81,38 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         x = functional.dropout(x, self.dropout, self.training)
-        a, b = self._settled or (self.a.to(x.dtype), (self.b * self.scale).to(x.dtype))
+        a, b = self.cast(x.dtype)
         return functional.linear(functional.linear(x, a), b)
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and s B for the product."""
+        return self._settled or (self.a.to(dtype), (self.b * self.scale).to(dtype))
+
+
+class _Beside(torch.autograd.Function):
+    """W x + b A x, and its gradient, each sum made in the product's own memory.
+
+    Autograd's would make every term by itself and add it: three more passes over the output.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor
+    ) -> Tensor:
+        """x (1, T, in), weight (out, in), a (r, in), b (out, r) -> (1, T, out)."""
+        out = functional.linear(x[0], weight, bias)
+        inner = functional.linear(x[0], a)
+        ctx.save_for_backward(x, inner, weight, a, b)
+        return out.addmm_(inner, b.t()).unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
+        """Gradients of x, a and b."""
+        x, inner, weight, a, b = ctx.saved_tensors
+        grad = grads[0][0]
+        narrow = grad @ b
+        grad_x = (grad @ weight).addmm_(narrow, a)[None] if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, narrow.t() @ x[0], grad.t() @ inner
 
 
 class LoRALinear(nn.Module):
@@ -100,15 +130,23 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, T, in) -> (1, T, out)."""
-        out: Tensor = self.layer(x)
         routing = self.routing
+        if routing.spans is None and routing.all in self.adapters:
+            low = self.adapters[routing.all]
+            assert isinstance(low, LowRank)
+            if low.dropout and low.training:
+                return self.layer(x) + low(x)
+            beside = _Beside.apply(x, self.weight, self.layer.bias, *low.cast(x.dtype))
+            return beside  # pyright: ignore[reportReturnType]
+        out: Tensor = self.layer(x)
         if routing.spans is None:
-            if routing.all is not None and routing.all in self.adapters:
-                out = out + self.adapters[routing.all](x)
             return out
-        for start, end, name in routing.spans:
-            if name in self.adapters:
-                out[:, start:end] += self.adapters[name](x[:, start:end])
+        for name in {name for _, _, name in routing.spans if name in self.adapters}:
+            # Over the whole pass: a product's rounding may depend on how many rows it has.
+            change = self.adapters[name](x)
+            for start, end, owner in routing.spans:
+                if owner == name:
+                    out[:, start:end] += change[:, start:end]
         return out
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.attention import Asked
-from tunesmith.models.cache import Prefix, RowCache
-from tunesmith.models.kernels import exact, flash, join
+from tunesmith.models.cache import BLOCK, KeyValues, Prefix, RowCache
+from tunesmith.models.kernels import causal, exact, flash, hide, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,9 @@ class Prefill:
         for span in self._spans:
             part = slice(start, start + len(span.ids))
             self._keep(span, asked.layer, k[:, part], v[:, part])
-            keys, values = k[None, :, part], v[None, :, part]
-            own = torch.arange(len(span.ids), device=q.device)
-            distance = (own[:, None] - own[None, :])[None]
-            pieces = [(keys, values, distance)]
-            if span.prefix is not None:
-                path_k, path_v = span.prefix.layers[asked.layer]
-                path = torch.arange(span.above, device=q.device)
-                far = (own[:, None] + span.above - path[None, :])[None]
-                pieces.append((path_k[None], path_v[None], far))
-            out[:, part] = _attend(q[None, :, part], pieces, asked)[0]
+            own = q[None, :, part], k[None, :, part], v[None, :, part]
+            path = _layer(span.prefix, asked.layer)
+            out[:, part] = (_plain if asked.plain else _any)(*own, path, asked)[0]
             start = part.stop
         return out
 
@@ -68,101 +61,119 @@ class Prefill:
             values[span.slot, :, : len(span.ids)] = v
 
 
+CALL = 256
+"""Keys that one more row could read in the time that one more call of the kernel takes."""
+
+
 class Decode:
     """One token for each active row; the rest is padding."""
 
     def __init__(
         self, cache: RowCache, lengths: Sequence[int], prefixes: Sequence[Prefix | None]
     ) -> None:
-        self._cache = cache
-        self._active = len(lengths)
+        self._cache, self._lengths, self._prefixes = cache, lengths, prefixes
         device = cache.device
         self._length = torch.tensor(lengths, device=device)
-        # Bounded by the longest row of the batch, in blocks: few shapes, little waste.
-        self._span = min(cache.capacity, -(-(max(lengths) + 1) // 64) * 64)
-        own = torch.arange(self._span, device=device)
-        self._distance = (self._length[:, None] - own[None, :])[:, None, :]
-        by_prefix: dict[int, tuple[Prefix, list[int]]] = {}
-        for row, prefix in enumerate(prefixes):
-            if prefix is not None:
-                by_prefix.setdefault(id(prefix), (prefix, []))[1].append(row)
-        self._prefixes = [
-            (prefix, torch.tensor(rows, device=device)) for prefix, rows in by_prefix.values()
-        ]
+        self._runs = neighbours([-(-(length + 1) // BLOCK) * BLOCK for length in lengths])
+        self._biases: list[Tensor] = []
+        self._behind: dict[Prefix, Tensor] = {
+            prefix: torch.tensor([row for row, own in enumerate(prefixes) if own is prefix]).to(
+                device
+            )
+            for prefix in prefixes
+            if prefix is not None
+        }
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Tensor:
         """See attention.Structure."""
-        active = self._active
+        active = len(self._lengths)
         keys, values = self._cache.layer(asked.layer, k, v)
         rows = torch.arange(active, device=q.device)
         keys[rows, :, self._length] = k[:, :active].transpose(0, 1)
         values[rows, :, self._length] = v[:, :active].transpose(0, 1)
         queries = q[:, :active].transpose(0, 1).unsqueeze(2)
-        span = self._span
-        own = (keys[:active, :, :span], values[:active, :, :span], self._distance)
         out = q.new_zeros(q.shape[1], len(q), v.shape[-1])
-        if not asked.plain:
-            self._one_by_one(queries, own, asked, out)
-            return out.transpose(0, 1)
-        part, lse = flash(queries, *own, asked.scale)
-        for prefix, members in self._prefixes:
+        if asked.plain:
+            out[:active] = self._together(queries, keys, values, asked)
+        else:
+            for row, prefix in enumerate(self._prefixes):
+                part = slice(row, row + 1), slice(None), slice(self._lengths[row] + 1)
+                path = _layer(prefix, asked.layer)
+                out[row] = _any(queries[part[0]], keys[part], values[part], path, asked)[0, :, 0]
+        return out.transpose(0, 1)
+
+    def _together(self, queries: Tensor, keys: Tensor, values: Tensor, asked: Asked) -> Tensor:
+        """All rows at once: queries (rows, H, 1, D) -> (rows, H, D_v)."""
+        if not self._biases:
+            # The same in every layer.
+            group = queries.shape[1] // keys.shape[1]
+            for rows, span in self._runs:
+                place = torch.arange(span, device=queries.device)
+                distance = (self._length[rows, None] - place)[:, None]
+                self._biases.append(hide(distance, group, queries.dtype))
+        parts = [
+            flash(queries[rows], keys[rows, :, :span], values[rows, :, :span], bias, asked.scale)
+            for (rows, span), bias in zip(self._runs, self._biases, strict=True)
+        ]
+        out, lse = (torch.cat(part) for part in zip(*parts, strict=True))
+        for prefix, members in self._behind.items():
             path_k, path_v = prefix.layers[asked.layer]
             several = queries[members].transpose(0, 2)
             path, path_lse = flash(several, path_k[None], path_v[None], None, asked.scale)
-            part[members], lse[members] = join(
-                part[members], lse[members], path.transpose(0, 2), path_lse.transpose(0, 2)
+            out[members], lse[members] = join(
+                out[members], lse[members], path.transpose(0, 2), path_lse.transpose(0, 2)
             )
-        out[:active] = part.squeeze(2)
-        return out.transpose(0, 1)
-
-    def _one_by_one(
-        self, queries: Tensor, own: tuple[Tensor, Tensor, Tensor], asked: Asked, out: Tensor
-    ) -> None:
-        prefix_of = {
-            int(row): prefix for prefix, members in self._prefixes for row in members.tolist()
-        }
-        keys, values, distance = own
-        for row in range(self._active):
-            part = slice(row, row + 1)
-            pieces = [(keys[part], values[part], distance[part])]
-            if row in prefix_of:
-                prefix = prefix_of[row]
-                path_k, path_v = prefix.layers[asked.layer]
-                path = torch.arange(prefix.length, device=out.device)
-                far = (int(self._length[row]) + prefix.length - path)[None, None]
-                pieces.append((path_k[None], path_v[None], far))
-            out[row] = _attend(queries[part], pieces, asked)[0, :, 0]
+        return out.squeeze(2)
 
 
-Piece = tuple[Tensor, Tensor, Tensor]
-"""Keys and values (n, H_kv, S, D) and the distance (n, L, S) from each query back to each key."""
+def neighbours(spans: Sequence[int]) -> list[tuple[slice, int]]:
+    """Neighbouring rows that are read together, up to the longest one's span.
+
+    A run goes on while what it reads for nothing costs less than a call of its own.
+    """
+    runs: list[tuple[slice, int]] = []
+    for row, span in enumerate(spans):
+        if runs:
+            rows, longest = runs[-1]
+            count, most = row - rows.start, max(span, longest)
+            if (count + 1) * most <= count * longest + span + CALL:
+                runs[-1] = slice(rows.start, row + 1), most
+                continue
+        runs.append((slice(row, row + 1), span))
+    return runs
 
 
-def _attend(q: Tensor, pieces: Sequence[Piece], asked: Asked) -> Tensor:
-    """Softmax attention of q (n, H, L, D) over several pieces of keys -> (n, H, L, D_v)."""
-    if asked.plain:
-        out, lse = flash(q, *pieces[0], asked.scale)
-        for piece in pieces[1:]:
-            out, lse = join(out, lse, *flash(q, *piece, asked.scale))
-        return out
-    n, heads, length, _ = q.shape
-    kv_heads = pieces[0][0].shape[1]
-    grouped = q.reshape(n, kv_heads, heads // kv_heads, length, -1)
-    scores = torch.cat(
-        [torch.einsum("nkgld,nksd->nkgls", grouped, keys) for keys, _, _ in pieces], -1
-    )
-    scores = scores * asked.scale
+def _layer(prefix: Prefix | None, layer: int) -> KeyValues | None:
+    return prefix.layers[layer] if prefix is not None else None
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, path: KeyValues | None, asked: Asked) -> Tensor:
+    """The last tokens of a row, q (1, H, L, D), behind their own keys and those of its prefix."""
+    out, lse = causal(q, k, v, asked.scale)
+    if path is not None:
+        above = flash(q, path[0][None], path[1][None], None, asked.scale)
+        out, lse = join(out, lse, *above)
+    return out
+
+
+def _any(q: Tensor, k: Tensor, v: Tensor, path: KeyValues | None, asked: Asked) -> Tensor:
+    """As `_plain`, written out: windows, soft caps, sinks."""
+    if path is not None:
+        k, v = torch.cat([path[0][None], k], 2), torch.cat([path[1][None], v], 2)
+    _, heads, length, _ = q.shape
+    kv_heads, total = k.shape[1:3]
+    grouped = q.reshape(1, kv_heads, heads // kv_heads, length, -1)
+    scores = torch.einsum("nkgld,nksd->nkgls", grouped, k) * asked.scale
     if asked.softcap is not None:
         scores = asked.softcap * torch.tanh(scores / asked.softcap)
-    distance = torch.cat([piece[2].expand(n, -1, -1) for piece in pieces], -1)
+    place = torch.arange(total, device=q.device)
+    distance = place[total - length :, None] - place[None, :]
     seen = distance >= 0
     if asked.window is not None:
         seen &= distance < asked.window
-    scores = scores.masked_fill(~seen[:, None, None], torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     if asked.sinks is not None:
         sinks = asked.sinks.reshape(1, kv_heads, -1, 1, 1).to(scores.dtype)
-        scores = torch.cat([scores, sinks.expand(n, -1, -1, length, -1)], -1)
-    total = sum(piece[0].shape[2] for piece in pieces)
+        scores = torch.cat([scores, sinks.expand(1, -1, -1, length, -1)], -1)
     probs = torch.softmax(exact(scores), -1).to(q.dtype)[..., :total]
-    values = torch.cat([piece[1] for piece in pieces], 2)
-    return torch.einsum("nkgls,nksd->nkgld", probs, values).reshape(n, heads, length, -1)
+    return torch.einsum("nkgls,nksd->nkgld", probs, v).reshape(1, heads, length, -1)

@@ -16,16 +16,10 @@ from filelock import FileLock, Timeout
 
 from tunesmith.errors import TrainingError
 from tunesmith.models.catalog import ModelSpec
+from tunesmith.models.lifetime import environment
 from tunesmith.pipeline.folder import Event, RunFolder
 from tunesmith.recipe import Recipe
 from tunesmith.train.spec import TrainSpec
-
-MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
-"""glibc keeps freed activations for the next step: else each comes back as page faults."""
 
 
 def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
@@ -77,14 +71,13 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
     path = folder.path / "train.json"
     spec.write(path)
     log = folder.path / "train.log"
-    environment = {**os.environ, **MEMORY, "HF_HUB_OFFLINE": "1"}
     with (
         log.open("ab") as errors,
         subprocess.Popen(
             [sys.executable, "-m", "tunesmith.train", str(path)],
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env=environment(),
             start_new_session=True,
             text=True,
             encoding="utf-8",

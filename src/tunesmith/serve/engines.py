@@ -17,6 +17,7 @@ from typing import Any
 from tunesmith import client
 from tunesmith.client import EngineClient
 from tunesmith.errors import EngineError
+from tunesmith.models.lifetime import environment
 
 COMMAND = (sys.executable, "-m", "tunesmith.serve.local")
 """What runs an engine; the path of its spec follows."""
@@ -123,7 +124,7 @@ async def start(
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env=environment(),
         )
         try:
             url = await asyncio.wait_for(_ready(process), timeout)

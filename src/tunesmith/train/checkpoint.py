@@ -53,8 +53,8 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(folder: Path, step: int) -> dict[str, Any]:
-    """The state of one checkpoint; tensors only, no code is ever unpickled."""
-    return torch.load(folder / f"step-{step}" / "state.pt", weights_only=True)
+    """The state of one checkpoint, on the CPU; tensors only, no code is ever unpickled."""
+    return torch.load(folder / f"step-{step}" / "state.pt", map_location="cpu", weights_only=True)
 
 
 def prune(folder: Path, *, best: int) -> None:

@@ -95,6 +95,7 @@ class Trainer:
             "weights": [weight.detach() for weight in self.weights],
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -104,6 +105,8 @@ class Trainer:
                 weight.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
 
     def _branches(self, batch: PackedBatch) -> Branches:
         device = self.model.device
