@@ -131,8 +131,9 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(1, T, in) -> (1, T, out)."""
         routing = self.routing
-        if routing.spans is None and routing.all in self.adapters:
-            low = self.adapters[routing.all]
+        name = routing.all
+        if routing.spans is None and name is not None and name in self.adapters:
+            low = self.adapters[name]
             assert isinstance(low, LowRank)
             if low.dropout and low.training:
                 return self.layer(x) + low(x)
@@ -141,7 +142,7 @@ class LoRALinear(nn.Module):
         out: Tensor = self.layer(x)
         if routing.spans is None:
             return out
-        for name in {name for _, _, name in routing.spans if name in self.adapters}:
+        for name in {owner for _, _, owner in routing.spans if owner in self.adapters}:
             # Over the whole pass: a product's rounding may depend on how many rows it has.
             change = self.adapters[name](x)
             for start, end, owner in routing.spans:
