@@ -27,6 +27,7 @@ CHANGED: dict[str, Any] = {
     "data.max_bad": 0.5,
     "data.max_tokens": 100,
     "data.limit": 10,
+    "method.adapter": "dora",
     "method.rank": 8,
     "method.alpha": 16.0,
     "method.rslora": True,
@@ -50,7 +51,7 @@ CHANGED: dict[str, Any] = {
     "evaluate.max_tokens": 32,
     "serve.suffix": "desk",
 }
-ONE_VALUE = {"method.type", "method.adapter", "serve.engine"}
+ONE_VALUE = {"method.type", "serve.engine"}
 """Keys with a single value so far."""
 
 

@@ -77,8 +77,9 @@ class SFT(_Section):
 
     type: Literal["sft"] = "sft"
     """Learn from demonstrations."""
-    adapter: Literal["lora"] = "lora"
-    """What is trained: a low-rank adapter beside the frozen weights."""
+    adapter: Literal["lora", "dora"] = "lora"
+    """What is trained beside the frozen weights: `dora` (Liu et al. 2024, arXiv:2402.09353) learns
+    the length of each weight row as well, and takes longer."""
     rank: int | Auto = "auto"
     """Rank r of the adapter."""
     alpha: float = Field(default=32.0, gt=0)

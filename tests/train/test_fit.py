@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tunesmith.errors import DataError, TrainingError
+from tunesmith.models.adapters import read_card
 from tunesmith.models.load import load
-from tunesmith.models.lora import read_card
 from tunesmith.train import checkpoint
 from tunesmith.train.fit import fit, learning_rate, rows_of_step
 from tunesmith.train.spec import TrainSpec
@@ -105,6 +105,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rank": {"rank": 2},
     "alpha": {"alpha": 8.0},
     "rslora": {"rslora": True},
+    "dora": {"dora": True},
     "dropout": {"dropout": 0.3},
     "targets": {"targets": ("q_proj",)},
     "epochs": {"epochs": 1.5},
@@ -153,6 +154,11 @@ def test_trap_31_every_setting_has_an_effect(
             assert steps[0]["loss"] == first["loss"]
             factor = 2.0 if name == "rslora" else 0.25
             assert steps[0]["grad_norm"] == pytest.approx(first["grad_norm"] * factor, rel=1e-4)
+        case "dora":
+            # The same start: only the lengths' gradient is new.
+            first = of(plain[1], "step")[0]
+            assert steps[0]["loss"] == first["loss"]
+            assert steps[0]["grad_norm"] > first["grad_norm"]
         case "max_batch_tokens":
             # Packed otherwise, the same gradient: only rounding differs.
             for ours, theirs in zip(steps, of(plain[1], "step"), strict=True):

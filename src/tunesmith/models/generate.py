@@ -139,8 +139,7 @@ class Sampler:
         self._leave_alone(name)
         self.model.adapters.load(name, folder, weights_hash=self.model.weights_hash)
         self._forget_prefixes(name)
-        for _, low in self.model.adapters.lows(name):
-            low.settle(self.model.dtype)
+        self.model.adapters.settle(name)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter.

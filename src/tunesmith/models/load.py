@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
+from tunesmith.models.adapters import Adapters
 from tunesmith.models.attention import Forest, Structure
 from tunesmith.models.fetch import weights_hash
 from tunesmith.models.logprobs import token_logprobs
-from tunesmith.models.lora import Adapters
 from tunesmith.models.template import Chain, ChatTemplate
 from tunesmith.models.tree import PackedBatch, plant
 

@@ -38,6 +38,7 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         rank=int(method.rank),
         alpha=method.alpha,
         rslora=method.rslora,
+        dora=method.adapter == "dora",
         dropout=method.dropout,
         targets=method.targets,
         epochs=float(train.epochs),

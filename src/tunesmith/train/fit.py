@@ -50,7 +50,9 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
     model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
     train = methods.sft(read_jsonl(Path(spec.train)), model.template)
     held = methods.sft(read_jsonl(Path(spec.validation)), model.template)
-    settings = LoRASettings(spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets)
+    settings = LoRASettings(
+        spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora
+    )
     trainer = Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay)
     total = steps(len(train), spec.batch_rows, spec.epochs)
     emit(

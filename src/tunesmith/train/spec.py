@@ -33,6 +33,7 @@ class TrainSpec:
     rank: int = 16
     alpha: float = 32.0
     rslora: bool = False
+    dora: bool = False
     dropout: float = 0.0
     targets: tuple[str, ...] | str = "all-linear"
     epochs: float = 3.0
