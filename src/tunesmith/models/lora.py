@@ -89,7 +89,8 @@ class LowRank(nn.Module):
         more = self._settled[2] if self._settled else self._stretch(layer.weight)
         assert more is not None
         # The bias is no part of what is stretched. Exactly nothing is added at step 0.
-        stretched = out if layer.bias is None else out - layer.bias
+        bias: Tensor | None = getattr(layer, "bias", None)
+        stretched = out if bias is None else out - bias
         return (stretched + change) * more.to(x.dtype) + change
 
     def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
