@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Read by torch when it is first imported. Tiny models gain nothing from a second thread, and
@@ -72,3 +73,46 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Tests never see the user's models, runs or database."""
     if "TUNESMITH_TEST_HOME" not in os.environ:
         monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """Most bytes that tensors made by a call held at once, above what was there before."""
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Watch(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.peak = 0
+            self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            before = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _tensor(x)}
+            out = func(*args, **(kwargs or {}))
+            for made in filter(_tensor, tree_leaves(out)):
+                storage = made.untyped_storage()
+                if storage not in self.seen and id(storage) not in before:
+                    self.seen.add(storage)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.gone, storage.nbytes())
+            self.peak = max(self.peak, self.now)
+            return out
+
+        def gone(self, size: int) -> None:
+            self.now -= size
+
+    def _tensor(value: object) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def measure(call: Callable[[], object]) -> int:
+        with Watch() as watch:
+            call()
+        return watch.peak
+
+    return measure

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -145,6 +145,19 @@ def test_trap_17_what_peft_saves_loads_here_and_gives_the_same(
     model = load(tiny(), dtype="float32")
     model.adapters.load("a", tmp_path, weights_hash=model.weights_hash)
     torch.testing.assert_close(logprobs(model, "a"), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_trap_20_a_saved_adapter_is_whole(
+    tiny: Callable[..., Path], tmp_path: Path, dora: bool
+) -> None:
+    """The keys that PEFT writes for the same adapter, none empty, none silent."""
+    tensors = load_file(saved(trained(tiny(), LoRASettings(rank=4, dora=dora)), tmp_path) / WEIGHTS)
+    base = AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=dora)
+    wanted = get_peft_model_state_dict(get_peft_model(base, config))
+    assert {key: t.shape for key, t in tensors.items()} == {k: t.shape for k, t in wanted.items()}
+    assert all(tensor.numel() and tensor.any() for tensor in tensors.values())
 
 
 def test_saving_and_loading_keeps_the_masters_bit_for_bit(

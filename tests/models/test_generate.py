@@ -152,6 +152,19 @@ def test_trap_32_neighbours_that_are_cancelled_or_join_late_change_nothing(
         assert_same(out[name], alone(tiny(), request))
 
 
+def test_trap_34_sampling_many_prompts_holds_no_more_than_a_few(
+    tiny: Callable[..., Path], peak_bytes: Callable[[Callable[[], object]], int]
+) -> None:
+    """Neither logits nor keys are kept for rows that are done."""
+
+    def peak(count: int) -> int:
+        sampler = Sampler(load(tiny(), dtype="float32"), max_rows=4)
+        asked = [Request(f"r{n}", PREFIX, (n, 7, 9), max_tokens=6) for n in range(count)]
+        return peak_bytes(lambda: answers(sampler, asked))
+
+    assert peak(40) <= peak(5) * 1.01
+
+
 def test_of_those_that_will_fit_the_shortest_join_first(tiny: Callable[..., Path]) -> None:
     """Slots in the order of lengths: neighbours are read together."""
     sampler = Sampler(load(tiny(), dtype="float32"), max_rows=3)

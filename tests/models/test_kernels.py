@@ -50,6 +50,27 @@ def test_two_sets_of_keys_joined_are_their_union() -> None:
     torch.testing.assert_close(join(*parts[0], *parts[1]), written_out(q, k, v, None, 0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_trap_32_hidden_keys_and_other_rows_change_no_bit(dtype: torch.dtype) -> None:
+    """Rows are read to the longest neighbour's span: what a row sees must not tell."""
+    q, k, v = (
+        torch.randn(5, heads, n, 64).to(dtype) for heads, n in ((9, 1), (3, 1024), (3, 1024))
+    )
+    distance = torch.tensor([3, 126, 64, 99, 17])[:, None, None] - torch.arange(1024)
+
+    def read(rows: slice, span: int) -> tuple[Tensor, Tensor]:
+        bias = hide(distance[rows, :, :span], 3, dtype)
+        return flash(q[rows], k[rows, :, :span], v[rows, :, :span], bias, 0.125)
+
+    whole, lse = read(slice(None), 128)
+    for span in (256, 640, 1024):
+        assert all(map(torch.equal, read(slice(None), span), (whole, lse)))
+    for row in range(5):
+        out, alone = read(slice(row, row + 1), 128)
+        assert torch.equal(out, whole[row : row + 1])
+        assert torch.equal(alone, lse[row : row + 1])
+
+
 @pytest.mark.parametrize("causal", [0, 2], ids=["all", "two heads a position"])
 @pytest.mark.parametrize("block", [1 << 21, 4], ids=["at once", "in blocks"])
 def test_softmax_backward_is_autograds(

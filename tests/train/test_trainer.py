@@ -247,3 +247,12 @@ def test_trap_03_one_row_learned_by_heart_is_answered_and_ends_by_itself(
     assert tokens[-1].finish == "stop"
     assert tokens[-1].id in template.end_of_turn
     assert template.decode([token.id for token in tokens]) == row.answer.content
+
+
+def test_trap_34_validation_holds_one_batch_at_a_time(
+    tiny: Callable[..., Path], peak_bytes: Callable[[Callable[[], object]], int]
+) -> None:
+    trainer = made(tiny(), dtype="float32")
+    batch = plant([Chain(tuple(range(40, 70)), (False,) * 20 + (True,) * 10)] * 3, share=False)
+    few, many = (peak_bytes(lambda n=n: trainer.validate([batch] * n, sft)) for n in (2, 20))
+    assert many <= few * 1.01
