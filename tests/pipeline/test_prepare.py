@@ -15,7 +15,7 @@ from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import prepare
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.recipe import Recipe
-from tunesmith.testing import byte_template
+from tunesmith.testing import CHATML, byte_template
 
 Rows = Callable[..., Path]
 
@@ -116,14 +116,15 @@ def test_the_ledger_counts_tokens_by_hand(tmp_path: Path, write_rows: Rows) -> N
     assert ledger.longest_answer == 13
 
 
-def test_a_run_is_known_by_recipe_rows_and_weights_and_not_by_its_files_name(
+def test_trap_22_a_run_is_known_by_recipe_rows_weights_and_template_and_not_by_its_files_name(
     tmp_path: Path, numbers: list[dict[str, str]], write_rows: Rows, model: Path
 ) -> None:
     spec = fetch.resolve(str(model))
+    template = ChatTemplate.load(model)
 
     def key(rows: list[dict[str, str]], name: str = "rows.jsonl", **values: Any) -> str:
         asked = recipe(write_rows(tmp_path, rows, name), **values)
-        return prepare.run_key(asked, gathered(asked), spec)
+        return prepare.run_key(asked, gathered(asked), spec, template)
 
     first = key(numbers)
     asked = recipe(write_rows(tmp_path, numbers))
@@ -131,7 +132,11 @@ def test_a_run_is_known_by_recipe_rows_and_weights_and_not_by_its_files_name(
     assert key(numbers, "moved.jsonl") == first
     assert key(numbers[:-1]) != first
     assert key(numbers, train__seed=1) != first
-    assert prepare.run_key(asked, gathered(asked), other) != first
+    assert prepare.run_key(asked, gathered(asked), other, template) != first
+    assert prepare.run_key(asked, gathered(asked), spec, template) == first
+    # The same weights spoken to in another way, or read as other tokens, are another run.
+    spoken_to = byte_template(chat_template="{{ 'Be kind. ' }}" + CHATML)
+    assert prepare.run_key(asked, gathered(asked), spec, spoken_to) != first
 
 
 def test_preferences_are_refused_where_demonstrations_are_wanted(

@@ -264,11 +264,12 @@ def _room(ledger: Ledger, context: int) -> auto.Choice:
     )
 
 
-def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec) -> str:
-    """What makes two runs the same: the recipe as asked for, the rows, and the weights."""
+def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec, template: ChatTemplate) -> str:
+    """What makes two runs the same: the recipe as asked for, the rows, the weights, the template."""
     asked: Mapping[str, Any] = recipe.model_dump(mode="json")
     asked["data"].pop("files")
-    parts = [json.dumps(asked, sort_keys=True), prepared.key, model.weights_hash]
+    said = json.dumps(asked, sort_keys=True)
+    parts = [said, prepared.key, model.weights_hash, template.fingerprint]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -152,12 +152,12 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
         seed=recipe.train.seed,
         told=lambda done: screen.progress("reading", done, None),
     )
-    key = prepare.run_key(recipe, prepared, model)
+    key = prepare.run_key(recipe, prepared, model, template)
     folder = RunFolder(out.resolve() if out else fetch.home() / "runs" / key[:12])
     if (folder.path / "environment.json").is_file():
         if folder.read_json("environment.json").get("key") != key:
             raise UsageError(
-                f"{folder.path} holds another run (other rows, recipe or model)",
+                f"{folder.path} holds another run (other rows, recipe, model or template)",
                 expected="an empty folder, or the same command",
                 remedy="Give another --out.",
             )
