@@ -138,8 +138,8 @@ def test_without_rows_to_search_with_the_plan_is_the_bare_prompt(missing: str) -
 def test_the_search_is_short_and_says_how_far_it_is() -> None:
     told: list[tuple[int, int]] = []
     find(copies_the_last_example, progress=lambda done, total: told.append((done, total)))
-    # six candidates answer 6 rows, three 6 more, two the last 12
-    assert told == [(i, 78) for i in range(1, 79)]
+    # six candidates answer 8 rows, two the other 16
+    assert told == [(i, 80) for i in range(1, 81)]
 
 
 def test_the_same_seed_finds_the_same_prompt() -> None:

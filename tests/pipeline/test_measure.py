@@ -128,3 +128,31 @@ def test_graders_come_from_the_training_answers_or_by_name(made: Any, tmp_path: 
     named = tmp_path / "mine.py"
     named.write_text("def short(output, reference):\n    return float(len(output) < 9)\n")
     assert measure.pick_graders(rows, (f"{named}:short",)).primary == "short"
+
+
+def test_countings_that_go_on_at_once_are_told_as_one() -> None:
+    told: list[tuple[str, int, int]] = []
+    tell = measure.as_one(lambda *said: told.append(said), "both")
+    for said in (("base", 1, 4), ("prompts", 1, 10), ("base", 2, 4), ("prompts", 10, 10)):
+        tell(*said)
+    assert told == [("both", 1, 4), ("both", 2, 14), ("both", 3, 14), ("both", 12, 14)]
+
+
+def test_what_goes_on_meanwhile_ends_with_the_block() -> None:
+    ended: list[str] = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("work")
+        return "never"
+
+    async def block() -> None:
+        async with measure.meanwhile(work()):
+            await asyncio.sleep(0)
+            raise EngineError("the block failed", expected="that the work does not go on")
+
+    with pytest.raises(EngineError):
+        asyncio.run(block())
+    assert ended == ["work"]

@@ -3,7 +3,8 @@
 Prompts differ in whether an instruction names the labels or the JSON's fields, in how many
 training rows they show, and in whether those are the same for all (computed once by an engine
 that shares prefixes) or the nearest to each row. The search is by successive halving (Jamieson and
-Talwalkar 2016, arXiv:1502.07943): all candidates answer a few rows, the better half answers more.
+Talwalkar 2016, arXiv:1502.07943), in two rounds: all candidates answer a few rows, the best third
+answers more.
 It sees training and validation rows and nothing else.
 """
 
@@ -178,11 +179,11 @@ async def _halve(
     progress: Progress | None,
 ) -> list[tuple[_Candidate, float]]:
     """All candidates with their mean score, best first: those that lasted longer stand before."""
-    quarter = len(held) // 4
-    parts = [held[:quarter], held[quarter : 2 * quarter], held[2 * quarter :]]
+    third = len(held) // 3
     going, out = list(candidates), list[_Candidate]()
     samples: dict[str, list[Sample]] = defaultdict(list)
-    rounds = [part for part in parts if part]
+    # Two rounds: an engine takes as long for a few answers as for many.
+    rounds = [part for part in (held[:third], held[third:]) if part]
     total = _answers(len(going), [len(part) for part in rounds])
     done = 0
     for number, part in enumerate(rounds):
@@ -208,8 +209,8 @@ def _answers(candidates: int, sizes: Sequence[int]) -> int:
 
 
 def _survivors(candidates: int) -> int:
-    """The better half goes on, and two to the end."""
-    return min(candidates, max(2, (candidates + 1) // 2))
+    """Those that go on to the last round."""
+    return min(candidates, max(2, candidates // 3))
 
 
 def _counted(done: int, total: int, progress: Progress | None) -> Progress | None:

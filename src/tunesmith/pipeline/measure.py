@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith.chat import SamplingParams, answer_text
 from tunesmith.data.examples import Conversation
@@ -29,6 +31,28 @@ NOISE_FACTOR = 2.0
 """A server may differ from the trainer by as many times what the trainer differs from itself."""
 
 Told = Callable[[str, int, int], None]
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Work that goes on beside the block; it ends with the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+def as_one(told: Told, name: str) -> Told:
+    """Several countings that go on at once, told as one."""
+    seen: dict[str, tuple[int, int]] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        seen[what] = done, total
+        told(name, *(sum(counts) for counts in zip(*seen.values(), strict=True)))
+
+    return tell
 
 
 def pick_graders(train: Sequence[Conversation], named: Sequence[str]) -> Chosen:
@@ -101,8 +125,10 @@ class Bench:
             return Arm(kind, kind, model, build, scorer=model)
         return Arm("base", "base", model, scorer=model)
 
-    async def noise(self, first: Measured, rows: Sequence[Conversation]) -> Noise:
-        """The base once more: other order, other batch size."""
+    async def noise(self, first: Measured | None, rows: Sequence[Conversation]) -> Noise | None:
+        """The base once more: other order, other batch size; None where it was not measured."""
+        if first is None:
+            return None
         some = list(rows)[:NOISE_ROWS][::-1]
         base = Arm("noise", "base", self.engine.chat())
         return noise_floor(

@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from tunesmith.data.split import read_jsonl
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import report as pages
 from tunesmith.evaluate.evaluation import Arm, Measured
+from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
@@ -306,13 +307,21 @@ async def _explore(run: Run) -> dict[str, Any]:
     async with await _engine(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
-        scores: dict[str, float] = {}
-        for kind in ("base", "classical"):
-            if kind in wanted and held:
-                arm = bench.arm(kind, build=None, tuned=run.tuned)
-                measured = await bench.run(arm, held, measure.CONCURRENCY)
-                scores[kind] = measured.scores[bench.chosen.primary].value
-        plan = await bench.find_prompt(held) if "prompt" in wanted else None
+        bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
+
+        async def plain(kind: str) -> float:
+            arm = bench.arm(kind, build=None, tuned=run.tuned)
+            measured = await bench.run(arm, held, measure.CONCURRENCY)
+            return measured.scores[bench.chosen.primary].value
+
+        async def prompt() -> PromptPlan | None:
+            return await bench.find_prompt(held) if "prompt" in wanted else None
+
+        kinds = [kind for kind in ("base", "classical") if kind in wanted and held]
+        # At once: an engine takes as long for a few answers as for many.
+        async with measure.meanwhile(prompt()) as search:
+            scores = {kind: await plain(kind) for kind in kinds}
+            plan = await search
         if plan is not None and plan.tried:
             scores["prompt"] = plan.tried[0][1]
     advice = advise(
@@ -343,8 +352,11 @@ async def _compare(run: Run) -> conclude.Findings:
             measured[arm.name] = await bench.run(arm, rows, measure.CONCURRENCY)
             lines = [measure.sample_row(sample) for sample in measured[arm.name].samples]
             run.folder.write_lines(f"samples/{arm.name}.jsonl", lines)
-        noise = await bench.noise(measured["base"], rows) if "base" in measured else None
-        advice = await _final_advice(bench, held, explored, arms)
+        # At once: nobody's latency is reported any more.
+        bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
+        async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
+            advice = await _final_advice(bench, held, explored, arms)
+            noise = await again
     variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
     return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice)
 
