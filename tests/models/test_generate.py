@@ -305,34 +305,6 @@ def test_the_same_seed_draws_the_same_answer_in_any_company(tiny: Callable[..., 
     assert ids(unseeded[0]) != ids(unseeded[1])
 
 
-def draws(logits: list[float], count: int = 4000, **settings: float) -> list[float]:
-    """Shares of each token in many draws."""
-    request = Request("r", (), (1,), 1, **settings)  # pyright: ignore[reportArgumentType]
-    generator = torch.Generator().manual_seed(0)
-    drawn = [generate._draw(torch.tensor(logits), request, generator) for _ in range(count)]
-    return [drawn.count(token) / count for token in range(len(logits))]
-
-
-def test_temperature_and_top_p_draw_from_the_distribution_they_name() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
-    assert draws(logits, temperature=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
-    # p ** 2, made to sum to one.
-    assert draws(logits, temperature=0.5) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.03)
-    # The smallest set that reaches 0.7 is the first two.
-    assert draws(logits, temperature=1.0, top_p=0.7) == pytest.approx(
-        [5 / 8, 3 / 8, 0, 0], abs=0.03
-    )
-    assert draws(logits, temperature=1.0, top_p=0.01) == [1, 0, 0, 0]
-
-
-def test_a_nucleus_of_more_tokens_than_are_ranked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.tensor([0.3, 0.4, 0.2, 0.1]).log().tolist()
-    wide = draws(logits, temperature=1.0, top_p=0.8)
-    assert wide == pytest.approx([3 / 9, 4 / 9, 2 / 9, 0], abs=0.03)
-    monkeypatch.setattr(generate, "NUCLEUS", 2)
-    assert draws(logits, temperature=1.0, top_p=0.8) == wide
-
-
 def test_penalties_are_openais(tiny: Callable[..., Path]) -> None:
     """logit - count * frequency_penalty - (count > 0) * presence_penalty, for sampled tokens."""
     model = load(tiny(), dtype="float32")

@@ -22,6 +22,7 @@ from torch import Tensor
 from tunesmith.errors import AdapterError
 from tunesmith.models.attention import Structure
 from tunesmith.models.cache import Prefix, RowCache
+from tunesmith.models.draw import draw, penalised
 from tunesmith.models.kernels import exact
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.serving import Decode, Prefill, RowSpan
@@ -32,9 +33,6 @@ HEAD_ROWS = 32
 """Rows of a pass through the head: few enough that one chat does not pay for many."""
 ADMIT = 2048
 """Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
-NUCLEUS = 512
-"""Tokens that nearly always hold top_p of the mass: sorting the whole vocabulary takes longer than
-the model does."""
 PREFIX_TOKENS = 32_768
 """Most tokens of cached prefixes; the least recently used leave."""
 
@@ -321,11 +319,20 @@ class Sampler:
     def _sample(self, rows: Sequence[_Row], logits: Tensor) -> list[Token]:
         logits = exact(logits)
         total = logits.logsumexp(1, keepdim=True)
-        wanted = _penalised(logits, rows)
+        asked = [row.request for row in rows]
+        wanted = penalised(
+            logits,
+            [
+                (row.counts, request.frequency_penalty, request.presence_penalty)
+                for row, request in zip(rows, asked, strict=True)
+            ],
+        )
         chosen = wanted.argmax(1).tolist()
-        for place, row in enumerate(rows):
-            if row.request.temperature > 0:
-                chosen[place] = _draw(wanted[place], row.request, row.generator)
+        for place, (row, request) in enumerate(zip(rows, asked, strict=True)):
+            if request.temperature > 0:
+                chosen[place] = draw(
+                    wanted[place], request.temperature, request.top_p, row.generator
+                )
         most = max(row.request.top_logprobs for row in rows)
         top = logits.topk(most, dim=1) if most else None
         picked = logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None]) - total
@@ -385,34 +392,3 @@ def _chunks(lengths: Sequence[int]) -> list[list[int]]:
         chunks[-1].append(place)
         room = room - length if length <= PREFILL else 0
     return chunks
-
-
-def _penalised(logits: Tensor, rows: Sequence[_Row]) -> Tensor:
-    """Logits less what tokens cost that an answer already has, as OpenAI's API defines it.
-
-    frequency_penalty times how often the token was sampled, and presence_penalty once.
-    """
-    costs = [
-        (place, token, count * row.request.frequency_penalty + row.request.presence_penalty)
-        for place, row in enumerate(rows)
-        if row.request.frequency_penalty or row.request.presence_penalty
-        for token, count in row.counts.items()
-    ]
-    if not costs:
-        return logits
-    places, tokens, values = (
-        torch.tensor(x, device=logits.device) for x in zip(*costs, strict=True)
-    )
-    return logits.index_put((places, tokens), -values.to(logits.dtype), accumulate=True)
-
-
-def _draw(logits: Tensor, request: Request, generator: torch.Generator) -> int:
-    """One token at a temperature from the smallest set whose mass reaches top_p."""
-    probs = torch.softmax(logits.cpu().double() / request.temperature, 0)
-    if request.top_p < 1:
-        ranked, order = probs.topk(min(NUCLEUS, len(probs)))
-        if float(ranked.sum()) < request.top_p:
-            ranked, order = probs.sort(descending=True)
-        keep = ranked.cumsum(0) - ranked < request.top_p
-        probs = torch.zeros_like(probs).index_copy_(0, order[keep], ranked[keep])
-    return int(torch.multinomial(probs, 1, generator=generator))
