@@ -43,13 +43,16 @@ KINDS = {
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("shape", [(1, 4), (4,)], ids=["a batch", "flattened by the model"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapted_layer_and_its_gradients_are_the_equation(kind: str, bias: bool) -> None:
+def test_an_adapted_layer_and_its_gradients_are_the_equation(
+    kind: str, shape: tuple[int, ...], bias: bool
+) -> None:
     """DoRA's norm has no gradient of its own: the written-out one is detached too."""
     layer, lows = adapted(KINDS[kind], bias=bias)
     low = lows["a"]
-    x = torch.randn(1, 4, 5, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(1, 4, 7, dtype=torch.float64)
+    x = torch.randn(*shape, 5, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(*shape, 7, dtype=torch.float64)
     asked = (x, *low.parameters())
     out, wanted = layer(x), written_out(layer, low, x)
     torch.testing.assert_close(out, wanted)

@@ -124,20 +124,24 @@ class _Beside(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor
     ) -> Tensor:
-        """x (1, T, in), weight (out, in), a (r, in), b (out, r) -> (1, T, out)."""
-        out = functional.linear(x[0], weight, bias)
-        inner = functional.linear(x[0], a)
-        ctx.save_for_backward(x, inner, weight, a, b)
-        return out.addmm_(inner, b.t()).unsqueeze(0)
+        """x (..., in), weight (out, in), a (r, in), b (out, r) -> (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        inner = functional.linear(flat, a)
+        ctx.save_for_backward(flat, inner, weight, a, b)
+        ctx.shape = x.shape
+        out = functional.linear(flat, weight, bias).addmm_(inner, b.t())
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
         """Gradients of x, a and b."""
-        x, inner, weight, a, b = ctx.saved_tensors
-        grad = grads[0][0]
+        flat, inner, weight, a, b = ctx.saved_tensors
+        grad = grads[0].reshape(len(flat), -1)
         narrow = grad @ b
-        grad_x = (grad @ weight).addmm_(narrow, a)[None] if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, narrow.t() @ x[0], grad.t() @ inner
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(narrow, a).view(ctx.shape)
+        return grad_x, None, None, narrow.t() @ flat, grad.t() @ inner
 
 
 class LoRALinear(nn.Module):
