@@ -76,12 +76,12 @@ class Decode:
         self._length = torch.tensor(lengths, device=device)
         self._runs = neighbours([-(-(length + 1) // BLOCK) * BLOCK for length in lengths])
         self._biases: list[Tensor] = []
-        self._behind: dict[Prefix, Tensor] = {
+        shared = dict.fromkeys(prefix for prefix in prefixes if prefix is not None)
+        self._behind = {
             prefix: torch.tensor([row for row, own in enumerate(prefixes) if own is prefix]).to(
                 device
             )
-            for prefix in prefixes
-            if prefix is not None
+            for prefix in shared
         }
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Tensor:
