@@ -61,8 +61,8 @@ def test_prefill_and_decode_equal_causal_attention_behind_a_shared_prefix(name: 
     above = 10
     first = row(19)
     rows = [first, row(15, first, above), row(4)]
-    cache, prefix = RowCache(4, torch.device("cpu")), Prefix(above)
-    cache.reserve(16)
+    cache, prefix = RowCache(torch.device("cpu")), Prefix(above)
+    cache.reserve(4, 16)
 
     def attend(structure: Prefill | Decode, parts: list[tuple[Row, slice]], filler: int) -> Tensor:
         def joined(tensors: list[Tensor]) -> Tensor:
@@ -126,8 +126,8 @@ def test_rows_of_any_length_side_by_side_decode_as_each_alone() -> None:
     torch.manual_seed(0)
     lengths = [300, 5, 130, 4, 700, 699, 6]
     rows = [row(length + 1) for length in lengths]
-    cache = RowCache(len(rows), torch.device("cpu"))
-    cache.reserve(max(lengths) + 1)
+    cache = RowCache(torch.device("cpu"))
+    cache.reserve(len(rows), max(lengths) + 1)
     asked = ASKED["plain"]
     for slot, (item, length) in enumerate(zip(rows, lengths, strict=True)):
         span = RowSpan((0,) * length, None, None, slot=slot)

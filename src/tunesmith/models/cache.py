@@ -7,6 +7,8 @@ from torch import Tensor
 
 BLOCK = 128
 """Own capacity grows by this many tokens, so that few lengths of attention occur."""
+ROWS = 8
+"""Room is made for this many rows more at a time."""
 
 KeyValues = tuple[Tensor, Tensor]
 
@@ -20,18 +22,23 @@ class Prefix:
 
 
 class RowCache:
-    """The own tokens of up to `rows` rows, by layer: (rows, H_kv, capacity, D) each."""
+    """The rows' own tokens, by layer: (rows, H_kv, capacity, D) each.
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows, self.device = rows, device
-        self.capacity = 0
+    It holds no more rows and tokens than were asked for: memory that is touched for the first time
+    costs more than what is computed from it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rows = self.capacity = 0
         self._layers: dict[int, KeyValues] = {}
 
-    def reserve(self, length: int) -> None:
-        """Make room for rows of this many tokens."""
-        if length <= self.capacity:
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for so many rows of this many tokens; what is held stays."""
+        if rows <= self.rows and length <= self.capacity:
             return
-        self.capacity = -(-length // BLOCK) * BLOCK
+        self.rows = max(self.rows, -(-rows // ROWS) * ROWS)
+        self.capacity = max(self.capacity, -(-length // BLOCK) * BLOCK)
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = self._grown(keys), self._grown(values)
 
@@ -52,7 +59,7 @@ class RowCache:
             values[target, :, :length] = values[source, :, :length]
 
     def _grown(self, store: Tensor) -> Tensor:
-        rows, heads, old, width = store.shape
-        grown = store.new_zeros(rows, heads, self.capacity, width)
-        grown[:, :, :old] = store
+        rows, heads, length, width = store.shape
+        grown = store.new_zeros(self.rows, heads, self.capacity, width)
+        grown[:rows, :, :length] = store
         return grown

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tunesmith.errors import AdapterError
 from tunesmith.models.attention import Structure
-from tunesmith.models.cache import Prefix, RowCache
+from tunesmith.models.cache import BLOCK, Prefix, RowCache
 from tunesmith.models.draw import draw, penalised
 from tunesmith.models.kernels import exact
 from tunesmith.models.load import LoadedModel
@@ -110,7 +110,7 @@ class Sampler:
         self.model, self.max_rows = model, max_rows
         self._waiting: deque[Request] = deque()
         self._rows: list[_Row] = []
-        self._cache = RowCache(max_rows, model.device)
+        self._cache = RowCache(model.device)
         self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
 
     @property
@@ -214,6 +214,10 @@ class Sampler:
         # Those that will fit, the shortest first: neighbours of like length are read together.
         free = [self._waiting.popleft() for _ in range(min(self._free, len(self._waiting)))]
         free.sort(key=lambda request: len(request.prompt), reverse=True)
+        if free:
+            # Once for all of them, and for what most of them will write.
+            longest = max(len(item.prompt) + min(item.max_tokens, BLOCK) for item in free)
+            self._cache.reserve(len(self._rows) + len(free), longest)
         while free and tokens < ADMIT:
             request = free.pop()
             seed = request.seed
@@ -247,7 +251,7 @@ class Sampler:
         ids = torch.tensor([row.last for row in rows] + [0] * filler, device=device)
         depth = torch.tensor([row.depth for row in rows] + [0] * filler, device=device)
         lengths = [row.length for row in rows]
-        self._cache.reserve(max(lengths) + 1)
+        self._cache.reserve(active, max(lengths) + 1)
         structure = Decode(self._cache, lengths, [row.prefix for row in rows])
         hidden = self._hidden(ids, depth, structure, [row.request.adapter for row in rows])
         for row in rows:
@@ -287,9 +291,6 @@ class Sampler:
         depth = [span.above + place for span in spans for place in range(len(span.ids))]
         filler = -len(ids) % PREFILL
         device = self.model.device
-        in_cache = [len(span.ids) for span in spans if span.slot is not None]
-        if in_cache:
-            self._cache.reserve(max(in_cache))
         return self._hidden(
             torch.tensor(ids + [0] * filler, device=device),
             torch.tensor(depth + [0] * filler, device=device),
