@@ -81,5 +81,7 @@ def test_a_message_is_written_as_openai_does_and_nothing_more() -> None:
         ],
         "weight": 0,
     }
+    marked = to_openai(Message("user", "hi", cache=True))
+    assert marked == {"role": "user", "content": "hi", "cache_control": {"type": "ephemeral"}}
     answer = Message("tool", "42", tool_call_id="call_0")
     assert to_openai(answer) == {"role": "tool", "content": "42", "tool_call_id": "call_0"}

@@ -36,6 +36,7 @@ def ask(
     status: int,
     body: Any,
     use: Callable[[EngineClient], Awaitable[Any]],
+    kind: Callable[[AsyncOpenAI, str], Any] = EngineClient,
 ) -> tuple[dict[str, Any], Any]:
     """What the client sent to a server that answers so, and what it made of the answer."""
     sent: list[dict[str, Any]] = []
@@ -49,7 +50,7 @@ def ask(
         async with AsyncOpenAI(
             base_url="http://there/v1", api_key="k", max_retries=0, http_client=http
         ) as client:
-            return await use(EngineClient(client, "m"))
+            return await use(kind(client, "m"))
 
     result = asyncio.run(go())
     return sent[0], result
@@ -74,6 +75,15 @@ def test_every_parameter_is_sent() -> None:
     sent, _ = ask(200, answer(), lambda chat: chat.complete(HELLO, params, [TOOL]))
     assert {key: sent[key] for key in wanted} == wanted
     assert sent["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("kind", "marks"), [(EngineClient, [True, False]), (OpenAIChat, [False] * 2)]
+)
+def test_what_is_shared_is_marked_for_an_engine_of_ours_alone(kind: Any, marks: list[bool]) -> None:
+    messages = [Message("system", "be kind", cache=True), *HELLO]
+    sent, _ = ask(200, answer(), lambda chat: chat.complete(messages, SamplingParams()), kind)
+    assert ["cache_control" in message for message in sent["messages"]] == marks
 
 
 def test_tool_calls_come_back_as_values() -> None:

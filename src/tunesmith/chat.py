@@ -24,7 +24,13 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `weight` 0 keeps an assistant turn out of the loss."""
+    """One turn of a conversation.
+
+    Attributes:
+        weight: 0 keeps an assistant turn out of the loss.
+        cache: other requests begin with all that stands up to here; an engine that shares prefixes
+            computes it once. On the wire it is the `cache_control` of Anthropic's API.
+    """
 
     role: Role
     content: str | None
@@ -32,6 +38,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     weight: float | None = None
+    cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,8 @@ def to_openai(message: Message) -> dict[str, Any]:
         out["tool_call_id"] = message.tool_call_id
     if message.weight is not None:
         out["weight"] = message.weight
+    if message.cache:
+        out["cache_control"] = {"type": "ephemeral"}
     return out
 
 

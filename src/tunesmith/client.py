@@ -65,6 +65,9 @@ class OpenAIChat:
         model: the name that the server knows it by.
     """
 
+    marks = False
+    """Whether the server takes `cache_control`, which is not in OpenAI's own schema."""
+
     def __init__(self, client: AsyncOpenAI, model: str) -> None:
         self.model = model
         self._client = client
@@ -77,6 +80,8 @@ class OpenAIChat:
         Raises:
             EngineError: the server cannot be reached, refuses, or answers without text or usage.
         """
+        if not self.marks:
+            messages = [replace(message, cache=False) for message in messages]
         asked = _request(self.model, messages, params, tools)
         started = time.perf_counter()
         try:
@@ -124,6 +129,8 @@ class OpenAIChat:
 
 class EngineClient(OpenAIChat):
     """One model of an engine process, which can also score a given answer."""
+
+    marks = True
 
     async def score(
         self, messages: Sequence[Message], answer: Message, tools: Sequence[Tool] = ()

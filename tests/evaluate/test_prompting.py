@@ -85,7 +85,9 @@ def test_random_examples_are_the_same_for_all_rows_and_so_share_a_prefix() -> No
 
     plan = find(likes_random)
     assert "random" in plan.name
-    assert plan.build(HELD[0])[:-1] == plan.build(HELD[1])[:-1]
+    shown = plan.build(HELD[0])[:-1]
+    assert shown == plan.build(HELD[1])[:-1]
+    assert [message.cache for message in shown] == [False] * (len(shown) - 1) + [True]
 
 
 def test_trap_35_the_search_has_no_way_to_the_test_split_and_shows_training_rows_only() -> None:

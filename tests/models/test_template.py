@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,18 @@ def test_the_prefix_of_a_prompt_is_what_stands_before_the_first_content() -> Non
     assert text == "<|im_start|>system\nsame<|im_end|>\n<|im_start|>user\n"
     assert BYTES.decode(first.prompt).startswith("Apples")
     assert BYTES.prompt(talk("Apples", "b", "c")).prefix == BYTES.encode("<|im_start|>user\n")
+
+
+def test_a_mark_ends_the_prefix_behind_the_turn_that_has_it() -> None:
+    shown = [Message("user", "What?"), Message("assistant", "This.", cache=True)]
+    prompt = BYTES.prompt([*shown, Message("user", "Apples")])
+    text = BYTES.tokenizer.decode(list(prompt.prefix), skip_special_tokens=False)
+    assert text.endswith("This.<|im_end|>\n<|im_start|>user\n")
+    plain = [replace(message, cache=False) for message in shown]
+    assert prompt.ids == BYTES.prompt([*plain, Message("user", "Apples")]).ids
+    # A mark on the last turn says nothing: the answer itself has to be computed.
+    last = replace(Message("user", "Apples"), cache=True)
+    assert BYTES.prompt([last]) == BYTES.prompt([replace(last, cache=False)])
 
 
 def test_a_prompt_always_leaves_a_token_to_compute() -> None:

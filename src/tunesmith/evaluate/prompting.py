@@ -16,7 +16,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tunesmith.chat import ChatModel, Message, SamplingParams, Tool, answer_text
@@ -290,6 +290,8 @@ class _Maker:
         examples = [
             message for example in order for message in example.messages if message.role != "system"
         ]
+        if examples and candidate.pick == "random":
+            examples[-1] = replace(examples[-1], cache=True)
         return [*system, *examples, *turns]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from tunesmith.errors import ModelError
-from tunesmith.models.kernels import causal, exact, fused, join, softmax_backward
-from tunesmith.models.tree import PackedBatch, segments
+from tunesmith.models.kernels import SoftmaxPair, behind, exact, join, softmax_backward
+from tunesmith.models.tree import PackedBatch, Segment, segments
 
 NAME = "forest"
 
@@ -101,25 +102,33 @@ class Forest:
 
     def __init__(self, batch: PackedBatch, device: torch.device | str = "cpu") -> None:
         self.depth = torch.from_numpy(batch.depth).to(device)
-        self.groups = [_on(group, device) for group in _plan(batch)]
+        self._batch, self._device = batch, device
         self._deepest = int(batch.depth.max(initial=0))
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        return _plan(self._batch)
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        return [_on(group, self._device) for group in _group(self._batch)]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Tensor:
         """Attention of each token to its path; see Structure."""
         if asked.window is not None and self._deepest < asked.window:
             asked = Asked(asked.layer, asked.scale, None, asked.softcap, asked.sinks)
         if asked.plain and q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
-            out: Tensor = _FlashForest.apply(q, k, v, self.groups, asked.scale)  # pyright: ignore[reportAssignmentType]
+            out: Tensor = _FlashForest.apply(q, k, v, self._plan, asked.scale)  # pyright: ignore[reportAssignmentType]
             return out
         parts = [
             _math_group(q, k, v, group, self.depth, asked).index_select(1, group.place)
-            for group in self.groups
+            for group in self._groups
         ]
-        order = torch.argsort(torch.cat([group.tokens for group in self.groups]))
+        order = torch.argsort(torch.cat([group.tokens for group in self._groups]))
         return torch.cat(parts, 1).index_select(1, order)
 
 
-def _plan(batch: PackedBatch) -> list[_Group]:
+def _group(batch: PackedBatch) -> list[_Group]:
     runs = segments(batch)
     by_parent: dict[int, list[int]] = {}
     for index, run in enumerate(runs):
@@ -134,26 +143,19 @@ def _plan(batch: PackedBatch) -> list[_Group]:
         joined = np.concatenate(path) if path else np.zeros(0, dtype=np.int64)
         children.sort(key=lambda index: runs[index].length)
         for bucket in _buckets([runs[index].length for index in children]):
-            members = [runs[index] for index in children[bucket]]
-            length = max(run.length for run in members)
-            own = np.stack(
-                [
-                    np.minimum(np.arange(run.start, run.start + length), run.end - 1)
-                    for run in members
-                ]
-            )
-            real = np.concatenate(
-                [row * length + np.arange(run.length) for row, run in enumerate(members)]
-            )
-            groups.append(
-                _Group(
-                    torch.from_numpy(own),
-                    torch.from_numpy(joined),
-                    torch.from_numpy(real),
-                    torch.from_numpy(own.reshape(-1)[real]),
-                )
-            )
+            own, real = _padded([runs[index] for index in children[bucket]])
+            groups.append(_Group(own, torch.from_numpy(joined), real, own.reshape(-1)[real]))
     return groups
+
+
+def _padded(members: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+    """Token indices (n, L), the last repeated, and the places of n * L that are no repetition."""
+    length = max(run.length for run in members)
+    own = np.stack(
+        [np.minimum(np.arange(run.start, run.start + length), run.end - 1) for run in members]
+    )
+    real = np.concatenate([row * length + np.arange(run.length) for row, run in enumerate(members)])
+    return torch.from_numpy(own), torch.from_numpy(real)
 
 
 def _buckets(lengths: Sequence[int]) -> list[slice]:
@@ -179,117 +181,115 @@ def _gather(x: Tensor, group: _Group) -> Tensor:
     return x.index_select(1, group.own.reshape(-1)).view(x.shape[0], n, length, -1).transpose(0, 1)
 
 
-def _stack_heads(x: Tensor, kv_heads: int) -> Tensor:
-    """(n, H, L, D) -> (1, H_kv, G * n * L, D): query heads of one key head, one below the other."""
-    n, heads, length, width = x.shape
-    grouped = x.transpose(0, 1).reshape(kv_heads, heads // kv_heads * n * length, width)
-    return grouped.unsqueeze(0)
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Runs of tokens that are computed together: one by itself, or short ones padded to one length.
+
+    own: (n, L) token indices, or a run's interval. place: positions in the flattened (n * L) that
+    hold real tokens; padding: the others. Both empty for an interval.
+    """
+
+    own: slice | Tensor
+    place: Tensor
+    padding: Tensor
+
+    def take(self, x: Tensor) -> Tensor:
+        """(T, ...) -> (n, L, ...)."""
+        if isinstance(self.own, slice):
+            return x[self.own][None]
+        return x.index_select(0, self.own.reshape(-1)).view(*self.own.shape, *x.shape[1:])
+
+    def put(self, x: Tensor, part: Tensor) -> None:
+        """The inverse: each token's part of (n, L, ...) into (T, ...)."""
+        if isinstance(self.own, slice):
+            x[self.own] = part[0]
+            return
+        tokens = self.own.reshape(-1)[self.place]
+        x.index_copy_(0, tokens, part.flatten(0, 1).index_select(0, self.place))
 
 
-def _unstack_heads(x: Tensor, n: int, heads: int, length: int) -> Tensor:
-    return x.reshape(heads, n, length, *x.shape[3:]).transpose(0, 1)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a forest's attention is made of: runs by themselves, and tokens behind shared runs."""
+
+    own: list[_Runs]
+    shared: list[tuple[slice, slice]]
+    """(keys of a run, the tokens below it): both are intervals, as the order is preorder."""
 
 
-def _beside(x: Tensor, kv_heads: int) -> Tensor:
-    """(n, H, L, D) -> (n * H_kv, L * G, D): query heads of one key head, position by position."""
-    n, heads, length, width = x.shape
-    grouped = x.reshape(n, kv_heads, heads // kv_heads, length, width).transpose(2, 3)
-    return grouped.reshape(n * kv_heads, -1, width)
+LONG = 48
+"""Runs of this many tokens are computed by themselves; shorter ones side by side."""
+
+
+def _plan(batch: PackedBatch) -> _Plan:
+    runs = segments(batch)
+    shared = [
+        (slice(run.start, run.end), slice(run.end, int(batch.exit[run.end - 1])))
+        for run in runs
+        if batch.exit[run.end - 1] > run.end
+    ]
+    none = torch.empty(0, dtype=torch.long)
+    own = [_Runs(slice(run.start, run.end), none, none) for run in runs if run.length >= LONG]
+    short = sorted((run for run in runs if run.length < LONG), key=lambda run: run.length)
+    for bucket in _buckets([run.length for run in short]):
+        index, place = _padded(short[bucket])
+        padded = torch.ones(index.numel(), dtype=torch.bool).index_fill_(0, place, value=False)
+        own.append(_Runs(index, place, torch.nonzero(padded).squeeze(1)))
+    return _Plan(own, shared)
 
 
 class _FlashForest(torch.autograd.Function):
-    """All groups with the CPU's fused kernel: path and own run apart, joined by their log-sum-exp.
+    """A whole forest with the CPU's fused kernel: own runs and shared ones, joined by log-sum-exp.
 
     Padding stands behind a run's tokens, so the causal order alone keeps it out of sight. The
-    backward pass rebuilds probabilities from the joined log-sum-exp, so that path and own run each
-    give their share of the exact gradient (Dao et al. 2022, arXiv:2205.14135, B.2).
+    backward pass rebuilds probabilities from the joined log-sum-exp, so that each part gives its
+    share of the exact gradient (Dao et al. 2022, arXiv:2205.14135, B.2).
+
+    Inside, tokens come first: (T, H, D) is how a model's projections lie in memory.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: list[_Group], scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: _Plan, scale: float
     ) -> Tensor:
         """(H, T, D) each -> (H, T, D)."""
-        out = torch.empty_like(q)
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        out = q.new_empty(q.shape)
         lse = q.new_empty(q.shape[:2], dtype=q.dtype if q.dtype == torch.float64 else torch.float32)
-        for group in groups:
-            part, part_lse = _group_forward(q, k, v, group, scale)
-            flat = part.transpose(0, 1).reshape(len(q), -1, q.shape[-1])
-            out.index_copy_(1, group.tokens, flat.index_select(1, group.place))
-            flat_lse = part_lse.transpose(0, 1).reshape(len(q), -1).to(lse.dtype)
-            lse.index_copy_(1, group.tokens, flat_lse.index_select(1, group.place))
+        for runs in plan.own:
+            part, part_lse = behind(runs.take(q), runs.take(k), runs.take(v), scale, causal=True)
+            runs.put(out, part)
+            runs.put(lse, part_lse)
+        for keys, below in plan.shared:
+            part, part_lse = behind(q[None, below], k[None, keys], v[None, keys], scale)
+            out[below], lse[below] = join(out[below], lse[below], part[0], part_lse[0])
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.groups, ctx.scale = groups, scale
-        return out
+        ctx.plan, ctx.scale = plan, scale
+        return out.transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of q, k, v."""
         q, k, v, out, lse = ctx.saved_tensors
-        totals = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for group in ctx.groups:
-            parts = _group_backward(grads[0], q, k, v, out, lse, group, ctx.scale, totals)
-            for whole, part in zip(totals, parts, strict=True):
-                flat = part.transpose(0, 1).reshape(len(whole), -1, whole.shape[-1])
-                whole.index_add_(1, group.tokens, flat.index_select(1, group.place))
-        return (*totals, None, None)
-
-
-def _group_forward(
-    q: Tensor, k: Tensor, v: Tensor, group: _Group, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output (n, H, L, D) and log-sum-exp (n, H, L) of one group."""
-    heads, kv_heads = len(q), len(k)
-    own_q, own_k, own_v = (_gather(x, group) for x in (q, k, v))
-    out, lse = causal(own_q, own_k, own_v, scale)
-    if not len(group.path):
-        return out, lse
-    n, length = group.own.shape
-    path_k, path_v = (x.index_select(1, group.path).unsqueeze(0) for x in (k, v))
-    path_q = _stack_heads(own_q, kv_heads)
-    path_out, path_lse = fused(path_q, path_k, path_v, 0.0, False, attn_mask=None, scale=scale)
-    path_out = _unstack_heads(path_out, n, heads, length)
-    path_lse = _unstack_heads(path_lse, n, heads, length)
-    return join(out, lse, path_out, path_lse)
-
-
-def _group_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    group: _Group,
-    scale: float,
-    totals: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the group's own tokens; those of its path are added to `totals`."""
-    n, length = group.own.shape
-    heads, kv_heads, width = len(q), len(k), q.shape[-1]
-    own_q, own_k, own_v, own_out, own_grad = (_gather(x, group) for x in (q, k, v, out, grad))
-    own_lse = _gather(lse.unsqueeze(-1), group)
-    if len(group.place) < n * length:
-        # A padded place is a copy of the last token: without a gradient it adds nothing.
-        real = own_grad.new_zeros(n * length).index_fill_(0, group.place, 1.0)
-        own_grad = own_grad * real.view(n, 1, length, 1)
-    delta = (own_grad.to(lse.dtype) * own_out).sum(-1, keepdim=True)
-    rows = (own_q, own_grad, own_lse, delta)
-    beside = [_beside(x, kv_heads) for x in rows]
-    keys = [x.reshape(n * kv_heads, length, -1) for x in (own_k, own_v)]
-    several = heads // kv_heads
-    grad_q, grad_k, grad_v = softmax_backward(*beside, *keys, scale=scale, causal=several)
-    grad_q = grad_q.view(n, kv_heads, length, several, width).transpose(2, 3)
-    grad_q = grad_q.reshape(n, heads, length, width)
-    grad_k, grad_v = (x.view(n, kv_heads, length, -1) for x in (grad_k, grad_v))
-    if len(group.path):
-        path = [x.index_select(1, group.path) for x in (k, v)]
-        stacked = [_stack_heads(x, kv_heads)[0] for x in rows]
-        more_q, more_k, more_v = softmax_backward(*stacked, *path, scale=scale, causal=0)
-        grad_q = grad_q + _unstack_heads(more_q[None], n, heads, length)
-        totals[1].index_add_(1, group.path, more_k)
-        totals[2].index_add_(1, group.path, more_v)
-    return grad_q, grad_k, grad_v
+        pair = SoftmaxPair.of(q, k, v, out, lse, grads[0].transpose(0, 1), ctx.scale)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for runs in ctx.plan.own:
+            some = SoftmaxPair(*(runs.take(x) for x in pair))
+            # A padded place is a copy of the last token: without a gradient it adds nothing.
+            some.grad.flatten(0, 1).index_fill_(0, runs.padding, 0.0)
+            parts = softmax_backward(some, causal=True)
+            for whole, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
+                runs.put(whole, part)
+        for keys, below in ctx.plan.shared:
+            some = SoftmaxPair(
+                pair.q[None, below], pair.k[None, keys], pair.v[None, keys], pair.grad[None, below]
+            )
+            more_q, more_k, more_v = softmax_backward(some, causal=False)
+            grad_q[below] += more_q[0]
+            grad_k[keys] += more_k[0]
+            grad_v[keys] += more_v[0]
+        grad_q.mul_(ctx.scale)
+        return grad_q.transpose(0, 1), grad_k.transpose(0, 1), grad_v.transpose(0, 1), None, None
 
 
 def _math_group(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tunesmith.models.attention import Asked
 from tunesmith.models.cache import BLOCK, KeyValues, Prefix, RowCache
-from tunesmith.models.kernels import causal, exact, flash, hide, join
+from tunesmith.models.kernels import behind, exact, flash, hide, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class Prefill:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Tensor:
         """See attention.Structure."""
-        out = q.new_zeros(len(q), q.shape[1], v.shape[-1])
+        out = q.new_zeros(q.shape[1], len(q), v.shape[-1])
         start = 0
         for span in self._spans:
             part = slice(start, start + len(span.ids))
             self._keep(span, asked.layer, k[:, part], v[:, part])
             own = q[None, :, part], k[None, :, part], v[None, :, part]
             path = _layer(span.prefix, asked.layer)
-            out[:, part] = (_plain if asked.plain else _any)(*own, path, asked)[0]
+            out[part] = _plain(*own, path, asked) if asked.plain else _any(*own, path, asked)
             start = part.stop
-        return out
+        return out.transpose(0, 1)
 
     def _keep(self, span: RowSpan, layer: int, k: Tensor, v: Tensor) -> None:
         if span.into is not None:
@@ -99,7 +99,7 @@ class Decode:
             for row, prefix in enumerate(self._prefixes):
                 part = slice(row, row + 1), slice(None), slice(self._lengths[row] + 1)
                 path = _layer(prefix, asked.layer)
-                out[row] = _any(queries[part[0]], keys[part], values[part], path, asked)[0, :, 0]
+                out[row] = _any(queries[part[0]], keys[part], values[part], path, asked)[0]
         return out.transpose(0, 1)
 
     def _together(self, queries: Tensor, keys: Tensor, values: Tensor, asked: Asked) -> Tensor:
@@ -148,12 +148,17 @@ def _layer(prefix: Prefix | None, layer: int) -> KeyValues | None:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, path: KeyValues | None, asked: Asked) -> Tensor:
-    """The last tokens of a row, q (1, H, L, D), behind their own keys and those of its prefix."""
-    out, lse = causal(q, k, v, asked.scale)
+    """The last tokens of a row, q (1, H, L, D), behind their own keys and those of its prefix.
+
+    Returns:
+        (L, H, D_v).
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = behind(q, k, v, asked.scale, causal=True)
     if path is not None:
-        above = flash(q, path[0][None], path[1][None], None, asked.scale)
-        out, lse = join(out, lse, *above)
-    return out
+        path_k, path_v = (x.transpose(0, 1)[None] for x in path)
+        out, _ = join(out, lse, *behind(q, path_k, path_v, asked.scale))
+    return out[0]
 
 
 def _any(q: Tensor, k: Tensor, v: Tensor, path: KeyValues | None, asked: Asked) -> Tensor:
@@ -176,4 +181,4 @@ def _any(q: Tensor, k: Tensor, v: Tensor, path: KeyValues | None, asked: Asked) 
         sinks = asked.sinks.reshape(1, kv_heads, -1, 1, 1).to(scores.dtype)
         scores = torch.cat([scores, sinks.expand(1, -1, -1, length, -1)], -1)
     probs = torch.softmax(exact(scores), -1).to(q.dtype)[..., :total]
-    return torch.einsum("nkgls,nksd->nkgld", probs, v).reshape(1, heads, length, -1)
+    return torch.einsum("nkgls,nksd->nlkgd", probs, v).reshape(length, heads, -1)

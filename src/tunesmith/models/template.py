@@ -74,8 +74,9 @@ class Chain:
 class PromptIds:
     """A prompt ready to be continued: `prefix + prompt` are its ids.
 
-    The prefix is everything before the first content that is not the system's. It depends on this
-    conversation alone, so a row is computed the same way whoever shares its batch.
+    The prefix is everything up to the last turn that is marked `cache`, or else before the first
+    content that is not the system's. It depends on this conversation alone, so a row is computed the
+    same way whoever shares its batch.
     """
 
     prefix: tuple[int, ...]
@@ -195,6 +196,8 @@ class ChatTemplate:
         """Ids to be continued by the next answer."""
         ids = self.encode(self.render(messages, tools, generation=True))
         first = next((i for i, item in enumerate(messages) if item.role != "system"), None)
+        marked = [place + 1 for place, item in enumerate(messages[:-1]) if item.cache]
+        first = marked[-1] if marked else first
         if first is None or not messages[first].content:
             return PromptIds((), ids)
         # Rendered with two other contents, what stays the same is what stands before the content.
@@ -298,6 +301,7 @@ def _plain(message: Message) -> dict[str, Any]:
     """The message as templates expect it: tool arguments decoded, absent fields left out."""
     out = to_openai(message)
     out.pop("weight", None)
+    out.pop("cache_control", None)
     out["content"] = message.content or ""
     for call in out.get("tool_calls", ()):
         try:

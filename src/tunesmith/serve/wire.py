@@ -101,6 +101,12 @@ class WireToolCall(_Wire):
     function: WireFunction
 
 
+class WireCacheControl(_Wire):
+    """A mark behind what other requests begin with, as Anthropic's API has it."""
+
+    type: Literal["ephemeral"]
+
+
 class WireMessage(_Wire):
     """One turn as OpenAI writes it."""
 
@@ -109,6 +115,7 @@ class WireMessage(_Wire):
     name: str | None = None
     tool_calls: list[WireToolCall] | None = None
     tool_call_id: str | None = None
+    cache_control: WireCacheControl | None = None
     refusal: None = None
     annotations: None = None
     audio: None = None
@@ -135,6 +142,7 @@ class WireMessage(_Wire):
                 for call in self.tool_calls or ()
             ),
             tool_call_id=self.tool_call_id,
+            cache=self.cache_control is not None,
         )
 
 
