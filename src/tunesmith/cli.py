@@ -349,10 +349,28 @@ def remove_model(name: str) -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--profile", help="Rows: where a training step's time and memory go."),
+    ] = None,
+    model: ModelName = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
     """What this machine can do, what is missing, and what to type."""
-    from tunesmith.pipeline.doctor import examine
+    from tunesmith.pipeline.doctor import examine, profile
 
+    if rows:
+        from tunesmith.screen import profile as table
+
+        wanted = recipe_of(rows, model=model, settings=settings)
+        found = profile(wanted, lambda text: typer.echo(text, err=True))
+        if as_json:
+            _print_json(found)
+        else:
+            out.print(table(found))
+        return
     findings = examine()
     if as_json:
         _print_json(findings)

@@ -180,6 +180,28 @@ def arms(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def profile(found: Mapping[str, Any]) -> Table:
+    """Where a training step's time goes: what `doctor --profile` found."""
+    title = (
+        f"a step of {found['rows']} rows, {found['distinct_tokens']:,} distinct tokens of "
+        f"{found['tokens']:,}: {found['step']:.2f} s on {found['device']} in {found['dtype']}, "
+        f"{found['memory_mb']:,} MB, {found['system']:.0%} of the processor time in the system"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("part", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    # Measured operation by operation, which takes longer: so the shares are told, not the sum.
+    parts = {**found["parts"], "between operations": found["outside"]}
+    whole = sum(parts.values())
+    for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):
+        share = seconds / whole
+        table.add_row(plain(name), f"{share * found['step']:.3f}", f"{share:.0%}")
+    table.add_row(plain("its matrix products alone"), f"{found['products']:.3f}", "")
+    table.caption = f"the step takes {found['ratio']:.1f} times as long as its products alone"
+    table.caption_justify = "left"
+    return table
+
+
 def ending(report: Mapping[str, Any], folder: Path) -> list[RenderableType]:
     """How a run ended: arms, verdict and where to go on; or the first advice, with `--ask`."""
     if "arms" in report:

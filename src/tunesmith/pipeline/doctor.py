@@ -1,4 +1,4 @@
-"""What this machine can do, what is missing, and what to type."""
+"""What this machine can do, what is missing, what to type; and where a training step's time goes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tunesmith.errors import TrainingError
 from tunesmith.models import fetch
 from tunesmith.models.catalog import DEFAULT, PACKAGED
+from tunesmith.models.lifetime import environment
+from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline import learn, prepare
+from tunesmith.pipeline.folder import RunFolder
+from tunesmith.recipe import Recipe
 
 ASK_TORCH = """
 import json, torch
@@ -67,6 +76,34 @@ def examine() -> list[dict[str, Any]]:
         )
     )
     return found
+
+
+def profile(recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
+    """train.profile.Profile of the steps that `tunesmith train` would take with this recipe.
+
+    Raises:
+        DataError: the rows are refused.
+        TrainingError: the steps fail.
+    """
+    model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=say)
+    template = ChatTemplate.load(model.folder)
+    prepared = prepare.gather(recipe.data, template, seed=recipe.train.seed)
+    prepare.refuse(prepared, recipe.data, prepare.examine(prepared, recipe.data, template))
+    ledger = prepare.weigh(prepared, template)
+    settled, _ = prepare.resolve_auto(recipe, prepared.split, ledger, model, template)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-profile-") as place:
+        folder = RunFolder(Path(place))
+        prepare.write_data(prepared, folder)
+        path = folder.path / "train.json"
+        learn.spec_of(settled, model, folder).write(path)
+        say("measuring some steps")
+        ran = subprocess.run(
+            [sys.executable, "-m", "tunesmith.train.profile", str(path)],
+            env=environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if ran.returncode != 0:
+        raise TrainingError(" ".join(ran.stderr.strip().splitlines()[-1:]))
+    return json.loads(ran.stdout)
 
 
 def _torch() -> dict[str, Any]:
