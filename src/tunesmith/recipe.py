@@ -119,6 +119,8 @@ class TrainSection(_Section):
     """Most distinct tokens in one packed pass; more rows are accumulated."""
     share: bool = True
     """Compute tokens that rows have in common once."""
+    activation_checkpointing: bool = False
+    """Compute activations again for the backward pass: a fraction of the memory, a third more time."""
     seed: int = 0
     """Seed of the split, the order of rows and the adapter's start."""
 

@@ -71,6 +71,33 @@ def test_trap_05_batches_that_are_accumulated_give_the_gradient_of_one(
         assert_equal(gradient(made(tiny(EXACT)), parts), one)
 
 
+@pytest.mark.parametrize("family", [EXACT, "llama", "gemma2"])
+def test_layers_computed_again_give_the_same_bits_and_keep_less(
+    tiny: Callable[..., Path], rows: Rows, family: str
+) -> None:
+    batch = plant(chains(rows(6)))
+
+    def kept(trainer: Trainer) -> tuple[Tensor, float, int]:
+        held: dict[int, int] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = sft(trainer._branches(batch))  # pyright: ignore[reportPrivateUsage]
+        loss.sum.backward()
+        taken = torch.cat([weight.grad.flatten() for weight in trainer.weights])  # pyright: ignore
+        return taken, float(loss.sum.detach()), sum(held.values())
+
+    plain, again = made(tiny(family)), made(tiny(family))
+    again.model.recompute()
+    (ours, loss, less), (theirs, same, more) = kept(again), kept(plain)
+    assert torch.equal(ours, theirs)
+    assert loss == same
+    assert less < more / 2
+
+
 def test_trap_06_a_last_batch_that_is_short_counts_by_its_tokens(
     tiny: Callable[..., Path], rows: Rows
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.errors import ModelError
 from tunesmith.models import attention
@@ -105,6 +106,26 @@ class LoadedModel:
         if cap:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def recompute(self) -> None:
+        """Activation checkpointing: keep each layer's input and compute the rest again for the
+        backward pass (Chen et al. 2016, arXiv:1604.06174).
+
+        Raises:
+            ModelError: the model's layers cannot do that.
+        """
+        try:
+            self.module.activation_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ModelError(
+                str(error),
+                expected="a model of transformers whose layers can be computed again",
+                remedy="Use train.activation_checkpointing=false.",
+            ) from None
+        for layer in self.module.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                # What a layer asks for. Its parts stay as they are served: no dropout but ours.
+                layer.training = True
 
     def forest(self, batch: PackedBatch) -> Tensor:
         """Last hidden states (T, width) of a packed batch."""

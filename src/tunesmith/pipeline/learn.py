@@ -51,6 +51,7 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         save_every=int(train.save_every),
         max_batch_tokens=int(train.max_batch_tokens),
         share=train.share,
+        activation_checkpointing=train.activation_checkpointing,
         seed=train.seed,
         parent=os.getpid(),
     )

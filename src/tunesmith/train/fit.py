@@ -47,13 +47,10 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
         TrainingError: a gradient is not finite.
     """
     out = Path(spec.out)
-    model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
+    trainer = trainer_of(spec)
+    model = trainer.model
     train = methods.sft(read_jsonl(Path(spec.train)), model.template)
     held = methods.sft(read_jsonl(Path(spec.validation)), model.template)
-    settings = LoRASettings(
-        spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora
-    )
-    trainer = Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay)
     total = steps(len(train), spec.batch_rows, spec.epochs)
     emit(
         {
@@ -85,6 +82,17 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
             "validation_loss": None if math.isinf(progress.best_loss) else progress.best_loss,
         }
     )
+
+
+def trainer_of(spec: TrainSpec) -> Trainer:
+    """The base with a fresh adapter, as the spec wants them."""
+    model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
+    if spec.activation_checkpointing:
+        model.recompute()
+    settings = LoRASettings(
+        spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora
+    )
+    return Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay)
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:

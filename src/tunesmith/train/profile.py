@@ -23,13 +23,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.data.split import read_jsonl
-from tunesmith.models.load import load
-from tunesmith.models.lora import LoRASettings
 from tunesmith.train import methods, objectives
-from tunesmith.train.fit import rows_of_step
+from tunesmith.train.fit import rows_of_step, trainer_of
 from tunesmith.train.pack import pack
 from tunesmith.train.spec import TrainSpec
-from tunesmith.train.trainer import Trainer
 
 WARM = 2
 STEPS = 5
@@ -106,12 +103,9 @@ def _layout(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
 
 def profile(spec: TrainSpec) -> Profile:
     """Steps on the rows of a spec's first batches, their time and memory."""
-    model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
+    trainer = trainer_of(spec)
+    model = trainer.model
     rows = methods.sft(read_jsonl(Path(spec.train)), model.template)
-    settings = LoRASettings(
-        spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora
-    )
-    trainer = Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay)
     chosen = rows_of_step(0, len(rows), spec.batch_rows, spec.seed)
     chains = [chain for row in chosen for chain in rows[row]]
     batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share)

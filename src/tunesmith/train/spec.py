@@ -46,6 +46,7 @@ class TrainSpec:
     save_every: int = 20
     max_batch_tokens: int = 2048
     share: bool = True
+    activation_checkpointing: bool = False
     seed: int = 0
     note: str = ""
     parent: int = 0
