@@ -121,6 +121,8 @@ class TrainSection(_Section):
     """Compute tokens that rows have in common once."""
     activation_checkpointing: bool = False
     """Compute activations again for the backward pass: a fraction of the memory, a third more time."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train as one, each with its share of a step's rows: one for each GPU."""
     seed: int = 0
     """Seed of the split, the order of rows and the adapter's start."""
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from tunesmith import recipe as recipes
+from tunesmith.chat import Message
+from tunesmith.data.examples import Conversation, Source
+from tunesmith.data.split import write_jsonl
 from tunesmith.errors import TrainingError
 from tunesmith.models import fetch
 from tunesmith.pipeline import learn
@@ -32,6 +35,8 @@ OTHER = {
     "train.save_every": 11,
     "train.max_batch_tokens": 99,
     "train.share": False,
+    "train.activation_checkpointing": True,
+    "train.processes": 2,
     "train.seed": 12,
 }
 FIRST = {
@@ -84,6 +89,25 @@ def test_a_failed_training_says_why_after_log_and_checkpoints_were_made_to_agree
     ]
     assert [e["step"] for e in folder.events() if e["type"] == "step"] == [0, 2]
     assert not learn.trained(folder)
+
+
+def test_several_processes_train_as_one_and_fail_as_one(spec: TrainSpec, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.data.mkdir()
+    rows = [
+        Conversation((Message("user", text), Message("assistant", text.upper())), Source("r", n))
+        for n, text in enumerate(["one", "two", "three", "four", "five"])
+    ]
+    for name in ("train", "validation"):
+        write_jsonl(rows, folder.data / f"{name}.jsonl")
+    seen: list[dict[str, Any]] = []
+    two = replace(spec, processes=2, max_batch_tokens=256)
+    learn.learn(two, folder, seen.append)
+    assert seen[0]["processes"] == 2
+    assert [event["rows"] for event in seen if event["type"] == "step"] == [4, 1]
+    assert learn.trained(folder)
+    with pytest.raises(TrainingError, match="nowhere"):
+        learn.learn(replace(two, model=str(tmp_path / "nowhere")), folder, seen.append)
 
 
 def test_training_has_ended_when_its_last_event_and_the_adapter_are_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tunesmith.errors import DataError, TrainingError
 from tunesmith.models.adapters import read_card
-from tunesmith.models.load import load
+from tunesmith.models.load import LoadedModel, load
 from tunesmith.train import checkpoint
 from tunesmith.train.fit import fit, learning_rate, rows_of_step
 from tunesmith.train.spec import TrainSpec
@@ -126,8 +126,22 @@ ELSEWHERE = {
     "out": "every test here",
     "device": "test_a_device_that_is_not_there_is_not_ignored",
     "patience": "test_training_stops_when_validation_has_not_improved_for_long",
+    "activation_checkpointing": "test_layers_that_are_computed_again_change_no_number",
+    "processes": "test_ranks.py",
     "parent": "test_main.py",
 }
+
+
+def test_layers_that_are_computed_again_change_no_number(
+    plain: tuple[Path, Any], spec_of: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[LoadedModel] = []
+    recompute = LoadedModel.recompute
+    monkeypatch.setattr(
+        LoadedModel, "recompute", lambda self: (asked.append(self), recompute(self))
+    )
+    assert run(spec_of(tmp_path, activation_checkpointing=True)) == plain[1]
+    assert len(asked) == 1
 
 
 def test_trap_31_every_setting_has_a_test_of_its_effect() -> None:

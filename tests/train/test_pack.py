@@ -31,6 +31,10 @@ def test_every_trained_token_is_in_one_batch_of_bounded_size(
     assert all(batch.size <= limit or not batch.branch.any() for batch in batches)
 
 
+def test_no_rows_are_no_batches() -> None:
+    assert pack([], max_tokens=8) == []
+
+
 def test_rows_that_begin_alike_stay_together() -> None:
     rows = [
         Chain((root,) * 50 + (tail, 9), (False,) * 51 + (True,))

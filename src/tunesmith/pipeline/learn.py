@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -53,6 +55,7 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         share=train.share,
         activation_checkpointing=train.activation_checkpointing,
         seed=train.seed,
+        processes=train.processes,
         parent=os.getpid(),
     )
 
@@ -73,33 +76,62 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
     path = folder.path / "train.json"
     spec.write(path)
     log = folder.path / "train.log"
-    with (
-        log.open("ab") as errors,
-        subprocess.Popen(
-            [sys.executable, "-m", "tunesmith.train", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment(),
-            start_new_session=True,
-            text=True,
-            encoding="utf-8",
-        ) as process,
-    ):
-        assert process.stdout is not None
-        failed = ""
+    failed = ""
+    with log.open("ab") as errors, ExitStack() as ending:
+        processes = [
+            ending.enter_context(_process(path, errors, place)) for place in _places(spec.processes)
+        ]
+        first = processes[0]
+        assert first.stdout is not None
         try:
-            for line in process.stdout:
+            for line in first.stdout:
                 event: Event = json.loads(line)
                 if event["type"] == "error":
                     failed = event["message"]
                 folder.emit(event)
                 happened(event)
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+            first.wait(timeout=30)
             raise
-    if process.returncode != 0:
-        raise TrainingError(failed or f"the training process ended with {_last(log, process)}")
+        finally:
+            # Without the first one the others wait for ever.
+            first.wait()
+            for process in processes[1:]:
+                process.terminate()
+    if first.returncode != 0:
+        raise TrainingError(failed or f"the training process ended with {_last(log, first)}")
+
+
+def _places(processes: int) -> list[dict[str, str]]:
+    """What torchrun would tell each of the processes; nothing where there is one."""
+    if processes == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _process(path: Path, errors: IO[bytes], place: dict[str, str]) -> subprocess.Popen[str]:
+    """A training process; only the first one of several is listened to."""
+    heard = place.get("RANK", "0") == "0"
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunesmith.train", str(path)],
+        stdout=subprocess.PIPE if heard else subprocess.DEVNULL,
+        stderr=errors,
+        env=environment() | place,
+        start_new_session=True,
+        text=True,
+        encoding="utf-8",
+    )
 
 
 def _agree(folder: RunFolder) -> None:

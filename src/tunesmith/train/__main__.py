@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -33,11 +34,13 @@ def run(path: Path) -> None:
         TrainingError: another process trains in this folder, or the disk is full.
     """
     spec = TrainSpec.read(path)
-    if spec.parent:
+    if spec.parent and "TORCHELASTIC_RUN_ID" not in os.environ:
         die_with_parent(spec.parent)
     lock = FileLock(Path(spec.out) / ".lock", timeout=5)
     try:
-        lock.acquire()
+        # Of several processes that train as one, the first holds it for all.
+        if os.environ.get("RANK", "0") == "0":
+            lock.acquire()
     except Timeout:
         raise TrainingError(
             f"another process is training in {spec.out}",

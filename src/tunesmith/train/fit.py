@@ -21,6 +21,7 @@ from tunesmith.models.tree import PackedBatch
 from tunesmith.train import checkpoint, methods, objectives
 from tunesmith.train.pack import pack
 from tunesmith.train.parity import record
+from tunesmith.train.ranks import Ranks
 from tunesmith.train.spec import TrainSpec, steps
 from tunesmith.train.trainer import Trainer
 
@@ -46,8 +47,20 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
     Raises:
         TrainingError: a gradient is not finite.
     """
+    ranks = Ranks.join()
+    try:
+        _fit(spec, emit if ranks.first else _unheard, ranks)
+    finally:
+        ranks.leave()
+
+
+def _unheard(event: dict[str, Any]) -> None:
+    """What the first process says is enough."""
+
+
+def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
     out = Path(spec.out)
-    trainer = trainer_of(spec)
+    trainer = trainer_of(spec, ranks)
     model = trainer.model
     train = methods.sft(read_jsonl(Path(spec.train)), model.template)
     held = methods.sft(read_jsonl(Path(spec.validation)), model.template)
@@ -58,16 +71,19 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
             "rows": len(train),
             "steps": total,
             "share": spec.share,
+            "processes": ranks.size,
             "parameters": sum(weight.numel() for weight in trainer.weights),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
         }
     )
-    validation = (
-        pack(_flat(held), max_tokens=spec.max_batch_tokens, share=spec.share) if held else []
+    validation = pack(_flat(held), max_tokens=spec.max_batch_tokens, share=spec.share)
+    loop = _Loop(
+        spec, trainer, train, ranks.own(validation), total, emit, measured=bool(validation)
     )
-    loop = _Loop(spec, trainer, train, validation, total, emit)
     progress = loop.run(_resume(out / "checkpoints", trainer, emit))
+    if not ranks.first:
+        return
     if progress.best_step != progress.step:
         best = checkpoint.load(out / "checkpoints", progress.best_step)
         trainer.restore(best["trainer"])
@@ -84,7 +100,7 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
     )
 
 
-def trainer_of(spec: TrainSpec) -> Trainer:
+def trainer_of(spec: TrainSpec, ranks: Ranks | None = None) -> Trainer:
     """The base with a fresh adapter, as the spec wants them."""
     model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
     if spec.activation_checkpointing:
@@ -92,7 +108,7 @@ def trainer_of(spec: TrainSpec) -> Trainer:
     settings = LoRASettings(
         spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora
     )
-    return Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay)
+    return Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay, ranks=ranks)
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -111,6 +127,11 @@ def rows_of_step(step: int, rows: int, batch_rows: int, seed: int) -> list[int]:
     return [int(row) for row in order[place * batch_rows : (place + 1) * batch_rows]]
 
 
+def _draws(seed: int, step: int, rank: int) -> int:
+    """The seed of a step's random draws (dropout) in one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
 @dataclass(slots=True)
 class _Loop:
     spec: TrainSpec
@@ -119,6 +140,8 @@ class _Loop:
     validation: list[PackedBatch]
     total: int
     emit: Emit
+    measured: bool
+    """Whether there are held-out rows; a process may have none of them."""
 
     def run(self, resumed: Progress | None) -> Progress:
         progress = resumed or Progress()
@@ -131,25 +154,35 @@ class _Loop:
         return progress
 
     def _step(self, progress: Progress) -> None:
-        spec, began = self.spec, time.monotonic()
+        spec, ranks, began = self.spec, self.trainer.ranks, time.monotonic()
+        # Of the step and not of what was drawn before: a run that goes on draws the same.
+        torch.manual_seed(_draws(spec.seed, progress.step, ranks.rank))
         rows = rows_of_step(progress.step, len(self.train), spec.batch_rows, spec.seed)
-        chains = _flat([self.train[row] for row in rows])
+        chains = _flat([self.train[row] for row in ranks.own(rows)])
         batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share)
         losses = [self.trainer.forward_backward(batch, objectives.sft) for batch in batches]
         rate = learning_rate(progress.step, self.total, spec.learning_rate, spec.warmup)
         norm = self.trainer.optim_step(rate, clip=spec.clip)
         progress.step += 1
-        loss = float(sum(part.sum for part in losses)) / sum(part.count for part in losses)
+        total, count, tokens, distinct, trained = ranks.total(
+            [
+                float(sum(part.sum for part in losses)),
+                sum(part.count for part in losses),
+                sum(len(chain.ids) for chain in chains),
+                sum(batch.size for batch in batches),
+                sum(chain.trained_count for chain in chains),
+            ]
+        )
         self.emit(
             {
                 "type": "step",
                 "step": progress.step,
-                "loss": loss,
+                "loss": total / count,
                 "lr": rate,
                 "rows": len(rows),
-                "tokens": sum(len(chain.ids) for chain in chains),
-                "distinct_tokens": sum(batch.size for batch in batches),
-                "trained_tokens": sum(chain.trained_count for chain in chains),
+                "tokens": int(tokens),
+                "distinct_tokens": int(distinct),
+                "trained_tokens": int(trained),
                 "grad_norm": norm,
                 "memory_mb": _memory(),
                 "seconds": time.monotonic() - began,
@@ -159,14 +192,14 @@ class _Loop:
     def _validate(self, progress: Progress) -> None:
         """Measure, then save: a checkpoint knows whether it is the best."""
         loss = math.inf
-        if self.validation:
+        if self.measured:
             loss = self.trainer.validate(self.validation, objectives.sft)
             self.emit({"type": "validation", "step": progress.step, "loss": loss, "metrics": {}})
         # Without held-out rows the newest is the best there is. Step 0 is the base: measured, never
         # kept, so that a run which only makes it worse ends in a verdict and not in a silent adapter.
         if progress.step == 0:
             pass
-        elif loss < progress.best_loss or not self.validation:
+        elif loss < progress.best_loss or not self.measured:
             progress.best_loss, progress.best_step, progress.worse = loss, progress.step, 0
         else:
             progress.worse += 1
@@ -174,8 +207,9 @@ class _Loop:
         progress.stopped = bool(patience and progress.worse >= patience)
         folder = Path(self.spec.out) / "checkpoints"
         state = {"trainer": self.trainer.state(), "progress": asdict(progress)}
-        checkpoint.save(folder, progress.step, state)
-        checkpoint.prune(folder, best=progress.best_step)
+        if self.trainer.ranks.first:
+            checkpoint.save(folder, progress.step, state)
+            checkpoint.prune(folder, best=progress.best_step)
         self.emit({"type": "checkpoint", "step": progress.step, "best": progress.best_step})
 
 

@@ -12,6 +12,8 @@ def pack(chains: Sequence[Path], *, max_tokens: int, share: bool = True) -> list
 
     A chain longer than that is a batch of its own. Chains that begin alike stay together.
     """
+    if not chains:
+        return []
     whole = plant(chains, share=share)
     if whole.size <= max_tokens or len(chains) == 1:
         return [whole]

@@ -18,6 +18,7 @@ class TrainSpec:
             the adapter's card.
         train, validation: files as data.split.write_jsonl writes them.
         out: the run's folder; checkpoints/ and adapter/ are made in it.
+        processes: how many were started to train as one; see train.ranks.
         parent: process id that this one dies with; 0 for none.
     """
 
@@ -49,6 +50,7 @@ class TrainSpec:
     activation_checkpointing: bool = False
     seed: int = 0
     note: str = ""
+    processes: int = 1
     parent: int = 0
 
     def write(self, path: Path) -> None:

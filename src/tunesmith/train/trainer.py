@@ -13,6 +13,7 @@ from tunesmith.models.load import LoadedModel
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.tree import PackedBatch
 from tunesmith.train.objectives import Branches, Loss, Objective
+from tunesmith.train.ranks import Ranks
 
 ADAPTER = "trained"
 
@@ -23,14 +24,21 @@ class Trainer:
     Args:
         model: the base; the adapter is added to it.
         settings: rank, alpha, targets.
-        seed: of the adapter's start and of dropout.
+        seed: of the adapter's start, and of dropout where the caller does not seed it anew.
         weight_decay: decoupled, of AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101).
+        ranks: the processes that train as one; each is given its own rows.
     """
 
     def __init__(
-        self, model: LoadedModel, settings: LoRASettings, *, seed: int, weight_decay: float = 0.0
+        self,
+        model: LoadedModel,
+        settings: LoRASettings,
+        *,
+        seed: int,
+        weight_decay: float = 0.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.ranks = model, ranks or Ranks()
         model.adapters.create(ADAPTER, settings, seed=seed)
         model.adapters.routing.all = ADAPTER
         torch.manual_seed(seed)
@@ -51,7 +59,7 @@ class Trainer:
         return Loss(loss.sum.detach(), loss.count, loss.metrics)
 
     def optim_step(self, lr: float, *, clip: float) -> float:
-        """Divide by what was counted since the last step, clip, and update.
+        """Divide by what all processes counted since the last step, clip, and update.
 
         Returns:
             The norm of the gradient before it was clipped.
@@ -59,9 +67,15 @@ class Trainer:
         Raises:
             TrainingError: a gradient is not finite; the weights are as they were.
         """
-        for weight in self.weights:
-            if weight.grad is not None:
-                weight.grad /= self._count
+        if self.ranks.size > 1:
+            for weight in self.weights:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+        grads = [weight.grad for weight in self.weights if weight.grad is not None]
+        self.ranks.add(grads)
+        (count,) = self.ranks.total([self._count])
+        for grad in grads:
+            grad /= count
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights, clip))
         if not norm < float("inf"):
             raise TrainingError(
@@ -78,11 +92,12 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[PackedBatch], objective: Objective) -> float:
-        """The objective's mean over batches, without dropout; memory is that of one batch."""
+        """The objective's mean over all processes' batches, without dropout, one at a time."""
         total, count = 0.0, 0.0
         for batch in batches:
             loss = objective(self._branches(batch))
             total, count = total + float(loss.sum), count + loss.count
+        total, count = self.ranks.total([total, count])
         return total / count
 
     def save(self, folder: Path, *, base: str, card: Mapping[str, Any]) -> None:
@@ -90,12 +105,10 @@ class Trainer:
         self.model.adapters.save(ADAPTER, folder, base=base, card=card)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """All that the next step depends on, and its number, which its random draws come from."""
         return {
             "weights": [weight.detach() for weight in self.weights],
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -104,9 +117,6 @@ class Trainer:
             for weight, saved in zip(self.weights, state["weights"], strict=True):
                 weight.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all(state["cuda"])
 
     def _branches(self, batch: PackedBatch) -> Branches:
         device = self.model.device
