@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import page
 import psutil
 import torch
-from work import ROOT, STEPS, write
+from work import ROOT, write
 
 from tunesmith.models.lifetime import environment
 
@@ -230,7 +231,7 @@ def main() -> None:
         for name in typed.contests or CONTESTS:
             print(name, flush=True)
             found = contest(CONTESTS[name], folder)
-            kept = {"machine": machine(), "model": common["name"], "most steps": STEPS, **found}
+            kept = {"machine": machine(), "model": common["name"], "turns": TURNS, **found}
             (HERE / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
             mine, theirs = (
                 found[who]["per second"]["median"] for who in ("tunesmith", found["peer"])
@@ -239,6 +240,7 @@ def main() -> None:
                 f"{name:28} {mine:9.2f} {theirs:9.2f} {found['unit']:9} {found['ratio']:6.2f} x  "
                 f"cpu {found['ratio of cpu']:.2f} x  memory {found['memory']:.2f}"
             )
+    page.main()
     print("\n".join(table))
 
 

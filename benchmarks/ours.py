@@ -20,6 +20,8 @@ from tunesmith.train.pack import pack
 from tunesmith.train.trainer import Trainer
 
 RATE = 5e-4
+ROWS = 64
+"""Sequences decoded together, as in evaluation."""
 
 
 def sft(folder: Path, name: str, asked: dict[str, Any], turns: Turns) -> None:
@@ -49,7 +51,7 @@ def sft(folder: Path, name: str, asked: dict[str, Any], turns: Turns) -> None:
 
 def sample(folder: Path, name: str, asked: dict[str, Any], turns: Turns) -> None:
     """Greedy answers to all prompts."""
-    sampler = Sampler(load(Path(asked["model"])))
+    sampler = Sampler(load(Path(asked["model"])), max_rows=ROWS)
     prompts = json.loads((folder / f"prompts-{name}.json").read_text())[: asked["prompts"]]
 
     def turn() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -115,6 +116,21 @@ def test_what_is_cheap_and_does_as_well_is_named_instead(right: int, how: str) -
     assert found.sentence.endswith(f"the classifier does {how}, untrained.")
     prompted = judge(arm("tuned", 80), arm("base", 0), arm("prompt", right))
     assert prompted.sentence.startswith("Use prompting alone instead: ")
+
+
+def test_a_lead_that_some_more_rows_would_prove_asks_for_them() -> None:
+    tuned, near = arm("tuned", 80), arm("classical", 77)
+    lead = compare(tuned, near, "exact")
+    assert lead.low < 0 < lead.difference
+    # The half-width falls with the root of the rows, to the lead itself.
+    needed = 100 * ((0.03 - lead.low) / 0.03) ** 2
+    found = judge(tuned, arm("base", 0), classical=near)
+    assert not found.ship
+    assert found.sentence.startswith("Do not ship it yet: ")
+    assert found.sentence.endswith(
+        "; the lead over the classifier, untrained, may be chance: "
+        f"about {math.ceil(needed / 10) * 10} test rows would tell."
+    )
 
 
 def test_where_tuning_gains_nothing_what_does_is_named() -> None:

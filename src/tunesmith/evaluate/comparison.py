@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -99,7 +100,8 @@ def verdict(
     may be chance (its interval reaches zero, or p is 0.05 or more), or is within the noise floor;
     prompting or the classical arm does as well (tuned's lead over it fails the same two tests);
     the goal is not reached. What does as well is named to be used instead, and also where tuned
-    gains nothing while that gains over the base.
+    gains nothing while that gains over the base; but where tuned leads, and some more rows would
+    tell whether by chance, the sentence asks for these.
 
     Args:
         comparisons: every pair of arms on `metric`, in any direction.
@@ -117,8 +119,15 @@ def verdict(
         lead = _difference(comparisons, tuned, arm, metric)
         worth = gained or _doubt(_difference(comparisons, arm, base, metric), noise) is None
         if worth and _doubt(lead, noise) is not None:
-            how = "better" if lead.high < 0 else "as well"
             name = _name(arm.kind, task)
+            needed = _rows_that_tell(lead)
+            if gained and needed is not None:
+                asked = f"; the lead over {name}, untrained, may be chance"
+                return Verdict(
+                    False,
+                    f"Do not ship it yet: {facts}{asked}: about {needed} test rows would tell.",
+                )
+            how = "better" if lead.high < 0 else "as well"
             return Verdict(False, f"Use {name} instead: {facts}; {name} does {how}, untrained.")
     doubt = _doubt(gain, noise)
     if doubt is not None:
@@ -159,6 +168,21 @@ def _doubt(gain: Comparison, noise: Noise | None) -> str | None:
     if noise is not None and gain.difference <= noise.difference:
         return f"the base differs from itself by {noise.difference:.2f} when measured again"
     return None
+
+
+MOST_MORE = 4
+"""Times the rows that were measured: a lead that would need more of them is none to wait for."""
+
+
+def _rows_that_tell(lead: Comparison) -> int | None:
+    """Rows on which a lead of this size would stand clear of zero, in tens; None for no such lead.
+
+    An interval narrows with the root of the rows.
+    """
+    if lead.difference <= 0 or lead.low > 0:
+        return None
+    needed = lead.n * ((lead.difference - lead.low) / lead.difference) ** 2
+    return math.ceil(needed / 10) * 10 if needed <= MOST_MORE * lead.n else None
 
 
 def _name(kind: ArmKind, task: Task) -> str:

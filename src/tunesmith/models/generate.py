@@ -29,8 +29,6 @@ from tunesmith.models.serving import Decode, Prefill, RowSpan
 
 PREFILL = 256
 """Tokens of a prefill pass: rows that fit are packed into exactly this many."""
-HEAD_ROWS = 32
-"""Rows of a pass through the head: few enough that one chat does not pay for many."""
 ADMIT = 2048
 """Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
 PREFIX_TOKENS = 32_768
@@ -312,8 +310,8 @@ class Sampler:
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits of some rows, in passes of one size."""
         parts: list[Tensor] = []
-        for block in hidden.split(HEAD_ROWS):
-            padded = torch.nn.functional.pad(block, (0, 0, 0, HEAD_ROWS - len(block)))
+        for block in hidden.split(self.max_rows):
+            padded = torch.nn.functional.pad(block, (0, 0, 0, self.max_rows - len(block)))
             parts.append(self.model.exact_head(padded)[: len(block)])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
