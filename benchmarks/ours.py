@@ -20,8 +20,8 @@ from tunesmith.train.pack import pack
 from tunesmith.train.trainer import Trainer
 
 RATE = 5e-4
-ROWS = 64
-"""Sequences decoded together, as in evaluation."""
+ROWS = 96
+"""Sequences decoded together, as many as the peer is tried with."""
 
 
 def sft(folder: Path, name: str, asked: dict[str, Any], turns: Turns) -> None:

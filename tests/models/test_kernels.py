@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tunesmith.models import kernels
 from tunesmith.models.kernels import SoftmaxPair, behind, flash, hide, join, softmax_backward
+from tunesmith.models.serving import SPAN
 
 
 def written_out(
@@ -55,23 +56,27 @@ def test_two_sets_of_keys_joined_are_their_union() -> None:
     torch.testing.assert_close(join(*parts[0], *parts[1]), written_out(q, k, v, None, 0.5))
 
 
+@pytest.mark.parametrize("places", [[3, 126, 64, 99, 17], [3, 30, 0, 9, 17]], ids=["long", "short"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_trap_32_hidden_keys_and_other_rows_change_no_bit(dtype: torch.dtype) -> None:
+def test_trap_32_hidden_keys_and_other_rows_change_no_bit(
+    dtype: torch.dtype, places: list[int]
+) -> None:
     """Rows are read to the longest neighbour's span: what a row sees must not tell."""
     q, k, v = (
         torch.randn(5, heads, n, 64).to(dtype) for heads, n in ((9, 1), (3, 1024), (3, 1024))
     )
-    distance = torch.tensor([3, 126, 64, 99, 17])[:, None, None] - torch.arange(1024)
+    distance = torch.tensor(places)[:, None, None] - torch.arange(1024)
+    least = (max(places) // SPAN + 1) * SPAN
 
     def read(rows: slice, span: int) -> tuple[Tensor, Tensor]:
         bias = hide(distance[rows, :, :span], 3, dtype)
         return flash(q[rows], k[rows, :, :span], v[rows, :, :span], bias, 0.125)
 
-    whole, lse = read(slice(None), 128)
-    for span in (256, 640, 1024):
+    whole, lse = read(slice(None), least)
+    for span in (least + SPAN, least + 3 * SPAN, 256, 640, 1024):
         assert all(map(torch.equal, read(slice(None), span), (whole, lse)))
     for row in range(5):
-        out, alone = read(slice(row, row + 1), 128)
+        out, alone = read(slice(row, row + 1), least)
         assert torch.equal(out, whole[row : row + 1])
         assert torch.equal(alone, lse[row : row + 1])
 

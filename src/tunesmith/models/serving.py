@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.attention import Asked
-from tunesmith.models.cache import BLOCK, KeyValues, Prefix, RowCache
+from tunesmith.models.cache import KeyValues, Prefix, RowCache
 from tunesmith.models.kernels import behind, exact, flash, hide, join
 
 
@@ -61,6 +61,8 @@ class Prefill:
             values[span.slot, :, : len(span.ids)] = v
 
 
+SPAN = 32
+"""Rows are read to a multiple of this many keys."""
 CALL = 256
 """Keys that one more row could read in the time that one more call of the kernel takes."""
 
@@ -74,7 +76,7 @@ class Decode:
         self._cache, self._lengths, self._prefixes = cache, lengths, prefixes
         device = cache.device
         self._length = torch.tensor(lengths, device=device)
-        self._runs = neighbours([-(-(length + 1) // BLOCK) * BLOCK for length in lengths])
+        self._runs = neighbours([-(-(length + 1) // SPAN) * SPAN for length in lengths])
         self._biases: list[Tensor] = []
         shared = dict.fromkeys(prefix for prefix in prefixes if prefix is not None)
         self._behind = {
