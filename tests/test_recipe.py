@@ -43,6 +43,8 @@ CHANGED: dict[str, Any] = {
     "train.save_every": 7,
     "train.max_batch_tokens": 512,
     "train.share": False,
+    "train.activation_checkpointing": True,
+    "train.processes": 2,
     "train.seed": 3,
     "evaluate.arms": ["base", "tuned"],
     "evaluate.graders": ["exact"],

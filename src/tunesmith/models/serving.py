@@ -76,6 +76,7 @@ class Decode:
         self._cache, self._lengths, self._prefixes = cache, lengths, prefixes
         device = cache.device
         self._length = torch.tensor(lengths, device=device)
+        self._slots = torch.arange(len(lengths), device=device)
         self._runs = neighbours([-(-(length + 1) // SPAN) * SPAN for length in lengths])
         self._biases: list[Tensor] = []
         shared = dict.fromkeys(prefix for prefix in prefixes if prefix is not None)
@@ -90,9 +91,8 @@ class Decode:
         """See attention.Structure."""
         active = len(self._lengths)
         keys, values = self._cache.layer(asked.layer, k, v)
-        rows = torch.arange(active, device=q.device)
-        keys[rows, :, self._length] = k[:, :active].transpose(0, 1)
-        values[rows, :, self._length] = v[:, :active].transpose(0, 1)
+        keys[self._slots, :, self._length] = k[:, :active].transpose(0, 1)
+        values[self._slots, :, self._length] = v[:, :active].transpose(0, 1)
         queries = q[:, :active].transpose(0, 1).unsqueeze(2)
         out = q.new_zeros(q.shape[1], len(q), v.shape[-1])
         if asked.plain:
