@@ -232,6 +232,7 @@ def main() -> None:
     if unknown:
         parser.error(f"found {', '.join(unknown)}; expected some of {', '.join(CONTESTS)}")
     table: list[str] = []
+    (HERE / "results").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         common = write(folder) | {"max_tokens": typed.max_tokens}
