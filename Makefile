@@ -39,7 +39,7 @@ check: dev  ## format, lint, types, architecture
 tour: install  ## run the README's tour and write its real output into the README
 	$(BIN)/python docs/tour.py
 
-bench: dev .bench-venv/.installed  ## tunesmith beside its peers on this machine; half an hour
+bench: dev .bench-venv/.installed  ## tunesmith beside its peers on this machine; an hour
 	$(BIN)/python benchmarks/bench.py $(CONTESTS)
 
 # The peers live apart: what they need must not decide what tunesmith runs on.

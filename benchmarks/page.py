@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 DOCS = Path(os.environ.get("BENCH_DOCS", HERE.parent / "docs"))
 WIDTH, LABEL, BAND, PLOT = 820, 250, 44, 150
 INK, SOFT, OURS, PEER = "#7a8088", "#7a808855", "#2f81f7", "#d29922"
+NAMES = {"trl": "TRL"}
 WORK = {
     "sft-short": "training, short shared prompt",
     "sft-long": "training, long shared prompt",
@@ -25,9 +26,10 @@ WORK = {
 ABOUT = """\
 # Benchmarks
 
-Ratios of one run on one machine, so that a slow minute hits both sides: {machine}. The same model
-({model}), rows, adapter (rank 16 on all linear layers), rows a step and number of steps. The peer
-runs in the fastest of its configurations (weights, padding, batch, allocator), each tried first; then
+Ratios of one run on one machine, so that a slow minute hits both sides:
+{machine}.
+The same model ({model}), rows, adapter (rank 16 on all linear layers), rows a step and number of
+steps. The peer runs in the fastest of its configurations (weights, padding, batch, allocator), each tried first; then
 both take {turns} turns, one after the other, and the first turn of each is left out. Ranges are the
 slowest turn of one side against the fastest of the other.
 
@@ -43,8 +45,8 @@ slowest turn of one side against the fastest of the other.
 - TRL is SFTTrainer with PEFT. transformers samples by `generate` in static batches; llama.cpp by its
   server, on the 4-bit file that the model is made of (its weights are read at a quarter of the bytes).
 
-Again on your machine, in half an hour: `make bench`; one line of the table: `make bench
-CONTESTS=sft-long`. Every figure, every turn's range and every configuration tried is in
+Again on your machine, in about an hour: `make bench`; one line of the table:
+`make bench CONTESTS=sft-long`. Every figure, every turn's range and every configuration tried is in
 [benchmarks/results](../benchmarks/results).
 """
 
@@ -77,7 +79,7 @@ def _line(name: str, kept: dict[str, Any]) -> str:
         WORK[name],
         kept["unit"],
         f"{ours['per second']['median']:.3g}",
-        f"{peer} {theirs['per second']['median']:.3g}",
+        f"{NAMES.get(peer, peer)} {theirs['per second']['median']:.3g}",
         chosen,
         f"**{kept['ratio']:.1f}** ({low:.1f} to {high:.1f})",
         f"{kept['ratio of cpu']:.1f}",
@@ -110,7 +112,7 @@ def drawing(results: dict[str, Any]) -> str:
         parts += [
             f'<text x="{LABEL - 12}" y="{y + 12}" text-anchor="end">{escape(WORK[name])}</text>',
             f'<text x="{LABEL - 12}" y="{y + 27}" text-anchor="end" class="soft">'
-            f"against {escape(kept['peer'])}</text>",
+            f"against {escape(NAMES.get(kept['peer'], kept['peer']))}</text>",
             f'<rect x="{LABEL}" y="{y}" width="{kept["ratio"] * scale:.1f}" height="22" '
             f'fill="{OURS}"/>',
             f'<path d="M{LABEL + low * scale:.1f} {y + 11}H{LABEL + high * scale:.1f}" '
@@ -157,7 +159,7 @@ def _curves(title: str, kept: dict[str, Any], x: float, y: float, width: float) 
         )
     parts.append(
         f'<text x="{x:.1f}" y="{y + PLOT + 28}" class="soft"><tspan fill="{OURS}">tunesmith</tspan> '
-        f'over <tspan fill="{PEER}">{escape(kept["peer"])}</tspan>, {len(losses["peer"])} steps</text>'
+        f'over <tspan fill="{PEER}">{escape(NAMES.get(kept["peer"], kept["peer"]))}</tspan>, {len(losses["peer"])} steps</text>'
     )
     return parts
 

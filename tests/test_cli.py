@@ -282,6 +282,15 @@ def test_chat_answers_once_on_standard_output(typed: Typed, finished: Place) -> 
     assert finished.tuned not in out
 
 
+def test_doctor_measures_where_a_training_step_goes(place: Place) -> None:
+    ended = place.typed("doctor", "--profile", "rows.jsonl", "--model", "tiny", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["rows"] == 4
+    assert found["step"] > found["products"] > 0
+    assert place.typed("doctor", "--profile", "nowhere.jsonl", "--model", "tiny").returncode == 3
+
+
 def test_runs_are_compared_by_folder(typed: Typed, finished: Place) -> None:
     code, out, _ = typed("compare", "broken", str(finished.run), "--json")
     assert code == 0

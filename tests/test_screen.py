@@ -13,7 +13,7 @@ from tunesmith import recipe as recipes
 from tunesmith.checks.report import Finding, Report, distribution
 from tunesmith.pipeline import prepare
 from tunesmith.recipe import Recipe
-from tunesmith.screen import Terminal, arms, plain, runs, summary
+from tunesmith.screen import Terminal, arms, plain, profile, runs, summary
 
 HOSTILE = "[red]x[/bold] [/] \\ \\\\\\ \x1b[2J\x07\r\x9b31m\x00 ünïcode \u202e [link=http://a]"
 WIDTHS = (60, 200)
@@ -146,3 +146,19 @@ def test_tables_of_reports_survive_hostile_names(width: int) -> None:
 def test_runs_without_a_base_arm_have_a_dash() -> None:
     alone = {**report("r1"), "comparisons": []}
     assert shown(runs([alone]), 200).split().count("-") == 2
+
+
+def test_a_profile_tells_shares_of_the_step_as_it_is_without_measuring() -> None:
+    found = {
+        **{"rows": 8, "tokens": 1185, "distinct_tokens": 905, "step": 2.0, "device": "cpu"},
+        **{"dtype": "bfloat16", "memory_mb": 1840, "system": 0.01, "products": 0.5, "ratio": 4.0},
+        **{"parts": {"matrix products": 1.0, "copies and casts": 0.5}, "outside": 1.0},
+    }
+    told = shown(profile(found), 200)
+    # 2.5 s while every operation is measured: 40 % of a step of 2 s are products.
+    lines = [line.split() for line in told.splitlines()]
+    assert ["matrix", "products", "0.800", "40%"] in lines
+    assert ["copies", "and", "casts", "0.400", "20%"] in lines
+    assert ["between", "operations", "0.800", "40%"] in lines
+    assert "905 distinct tokens of 1,185: 2.00 s on cpu" in told
+    assert "4.0 times as long as its products alone" in told
