@@ -79,7 +79,6 @@ def test_a_process_alone_adds_nothing_and_owns_everything() -> None:
     ranks = Ranks()
     held = torch.ones(3)
     ranks.add([held])
-    ranks.wait()
     assert (ranks.first, ranks.own([1, 2, 3]), ranks.total([2.0])) == (True, [1, 2, 3], [2.0])
     assert held.tolist() == [1, 1, 1]
     assert Ranks(1, 2).own([1, 2, 3]) == [2]

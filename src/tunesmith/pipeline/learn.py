@@ -96,7 +96,8 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
             first.wait(timeout=30)
             raise
         finally:
-            # Without the first one the others wait for ever.
+            # Whoever still writes ends on a closed pipe; without the first one the others wait for ever.
+            first.stdout.close()
             first.wait()
             for process in processes[1:]:
                 process.terminate()

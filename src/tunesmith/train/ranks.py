@@ -52,11 +52,6 @@ class Ranks:
         """The share of this process."""
         return list(items[self.rank :: self.size])
 
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.size > 1:
-            dist.barrier()
-
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
         if self.size == 1:

@@ -105,7 +105,7 @@ class Trainer:
         self.model.adapters.save(ADAPTER, folder, base=base, card=card)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, and its number, which its random draws come from."""
+        """All that the next step depends on but its number, which its random draws come from."""
         return {
             "weights": [weight.detach() for weight in self.weights],
             "optimizer": self.optimizer.state_dict(),
