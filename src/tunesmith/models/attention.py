@@ -1,9 +1,8 @@
 """Attention over forests, registered with transformers as the implementation "forest".
 
 A frozen model runs it unchanged: the batch's structure travels as the keyword `tree` through the
-model's forward (never a global, so that recomputation sees it). Segments of one parent and of
-similar length are computed together: their queries see the path above them and, causally, their
-own run. No T x T mask is ever made.
+model's forward (never a global, so that recomputation sees it). A segment's queries see, causally,
+their own run and all of the path above them. No T x T mask is ever made.
 """
 
 from __future__ import annotations
