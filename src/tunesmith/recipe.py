@@ -120,7 +120,7 @@ class TrainSection(_Section):
     share: bool = True
     """Compute tokens that rows have in common once."""
     activation_checkpointing: bool = False
-    """Compute activations again for the backward pass: a fraction of the memory, a third more time."""
+    """Compute activations again for the backward pass: less memory, a second forward pass of time."""
     processes: int = Field(default=1, ge=1)
     """Processes that train as one, each with its share of a step's rows: one for each GPU."""
     seed: int = 0

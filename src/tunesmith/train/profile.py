@@ -31,10 +31,10 @@ from tunesmith.train.spec import TrainSpec
 WARM = 2
 STEPS = 5
 REPEATS = 5
-PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "mkldnn_linear")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear")
 HEADINGS: Mapping[str, tuple[str, ...]] = {
     "matrix products": PRODUCTS,
-    "fused attention": ("_scaled_dot_product_flash_attention_for_cpu", "_flex_attention"),
+    "fused attention": ("_scaled_dot_product_flash_attention_for_cpu",),
     "optimiser": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_"),
     "copies and casts": ("_to_copy", "clone", "copy_", "cat", "index_select", "index_copy_"),
 }
