@@ -200,7 +200,8 @@ class Sampler:
         ]
         out: list[list[float]] = []
         for item, hidden in zip(sequences, self._prefill(spans), strict=True):
-            logits = exact(self._logits(hidden[len(item.prompt) - 1 :]))
+            own = [item.adapter] * len(item.answer)
+            logits = exact(self._logits(hidden[len(item.prompt) - 1 :], own))
             wanted = torch.tensor(item.answer, device=logits.device)
             picked = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(1)
             out.append([float(value) for value in picked])
@@ -240,7 +241,7 @@ class Sampler:
         hidden = self._prefill(spans)
         for row in joined:
             row.length = len(row.request.prompt)
-        return self._sample(list(joined), self._logits(torch.stack([part[-1] for part in hidden])))
+        return self._sample(joined, torch.stack([part[-1] for part in hidden]))
 
     def _decode(self, active: int) -> list[Token]:
         rows = self._rows[:active]
@@ -254,7 +255,7 @@ class Sampler:
         hidden = self._hidden(ids, depth, structure, [row.request.adapter for row in rows])
         for row in rows:
             row.length += 1
-        return self._sample(rows, self._logits(hidden[:active]))
+        return self._sample(rows, hidden[:active])
 
     def _prefix(self, adapter: str | None, ids: tuple[int, ...]) -> Prefix | None:
         """The keys and values of a prefix, computed at its first use."""
@@ -307,16 +308,23 @@ class Sampler:
         finally:
             routing.spans = None
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits of some rows, in passes of one size."""
+    def _logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """Logits of some rows, each by its adapter's head, in passes of one size."""
         parts: list[Tensor] = []
-        for block in hidden.split(self.max_rows):
+        for start in range(0, len(hidden), self.max_rows):
+            block = hidden[start : start + self.max_rows]
             padded = torch.nn.functional.pad(block, (0, 0, 0, self.max_rows - len(block)))
-            parts.append(self.model.exact_head(padded)[: len(block)])
+            logits = self.model.exact_head(padded)[: len(block)]
+            asked = adapters[start : start + len(block)]
+            for name in {name for name in asked if self.model.own_head(name)}:
+                rows = [place for place, other in enumerate(asked) if other == name]
+                logits[rows] = self.model.exact_head(padded, name)[rows]
+            parts.append(logits)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _sample(self, rows: Sequence[_Row], logits: Tensor) -> list[Token]:
-        logits = exact(logits)
+    def _sample(self, rows: Sequence[_Row], hidden: Tensor) -> list[Token]:
+        """The next token of each row, from its last hidden state (rows, width)."""
+        logits = exact(self._logits(hidden, [row.request.adapter for row in rows]))
         total = logits.logsumexp(1, keepdim=True)
         asked = [row.request for row in rows]
         wanted = penalised(
