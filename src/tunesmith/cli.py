@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -282,6 +282,35 @@ def chat(
             show=lambda text: out.print(text, markup=False, end=""),
         )
     )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="The name of a tuned model.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to be made.")],
+    to: Annotated[
+        Literal["adapter", "merged"],
+        typer.Option(help="PEFT's format, or one model with the adapter in its weights."),
+    ] = "merged",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="Of merged weights.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """A tuned model as files for other programs."""
+    from tunesmith.pipeline import export as exporting
+
+    made = exporting.export(model, to, folder, dtype=dtype)
+    if as_json:
+        _print_json(made)
+        return
+    out.print(f"{made['out']}", markup=False)
+    if "difference" in made:
+        out.print(
+            f"{made['dtype']}; read again, it is {made['difference']:.2g} nats a token from the "
+            f"adapter, whose effect is {made['effect']:.2g}",
+            markup=False,
+        )
 
 
 @models_app.command("list")

@@ -213,10 +213,7 @@ class Adapters:
         )
         tensors = load_file(folder / "adapter_model.safetensors")
         try:
-            whole = {
-                path: copy.deepcopy(self._bare[path])
-                for path in self._in_file(settings.modules_to_save, tensors)
-            }
+            whole = self._copied(self._in_file(settings.modules_to_save, tensors), tensors)
             paths = [path for path in self.targets(settings.targets) if path not in whole]
         except ModelError as error:
             raise AdapterError(error.found, expected=error.expected) from None
@@ -244,6 +241,17 @@ class Adapters:
             for path in self.whole(names)
             if path.endswith(names) or any(key.startswith(f"{PREFIX}{path}.") for key in tensors)
         ]
+
+    def _copied(self, paths: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+        """Copies of modules; a weight that two share stays one, unless a file has two for it."""
+        copies = copy.deepcopy({path: self._bare[path] for path in paths})
+        found: dict[nn.Parameter, Tensor] = {}
+        for path, module in copies.items():
+            for key, weight in module.named_parameters():
+                tensor = tensors.get(f"{PREFIX}{path}.{key}")
+                if tensor is not None and not torch.equal(found.setdefault(weight, tensor), tensor):
+                    return {path: copy.deepcopy(self._bare[path]) for path in paths}
+        return copies
 
     def _detach(self, name: str) -> None:
         for module in self.model.modules():

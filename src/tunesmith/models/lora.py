@@ -129,6 +129,13 @@ class LowRank(nn.Module):
             return self._settled[:2]
         return self.a.to(dtype), (self.b * self.scale).to(dtype)
 
+    def merged(self, weight: Tensor) -> Tensor:
+        """The weight (out, in) that does alone what it and the adapter do, in float32 at least."""
+        wide = weight.to(self.a.dtype)
+        change = (self.b @ self.a) * self.scale
+        more = self._stretch(wide)
+        return wide + change if more is None else (wide + change) * (more + 1).unsqueeze(1)
+
     def _stretch(self, weight: Tensor) -> Tensor | None:
         """m / |W + s B A| - 1, row by row (out,); None without lengths of its own.
 
