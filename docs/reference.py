@@ -10,7 +10,10 @@ from pathlib import Path
 from tunesmith.recipe import Recipe
 
 DOCS = Path(__file__).parent
-COMMANDS = ("", "run", "check", "train", "evaluate", "compare", "serve", "chat", "doctor", "models")
+COMMANDS = (
+    *("", "run", "check", "train", "evaluate", "compare", "serve", "chat", "doctor"),
+    *("models", "models pull"),
+)
 
 
 def commands() -> str:

@@ -316,7 +316,7 @@ def test_models_are_listed_shown_and_forgotten(typed: Typed, finished: Place) ->
     listed = {row["name"]: row for row in json.loads(out)}
     assert code == 0
     assert listed[finished.tuned] == {
-        **{"name": finished.tuned, "kind": "tuned", "here": True, "base": "tiny"},
+        **{"name": finished.tuned, "kind": "tuned", "here": True, "base": "tiny", "licence": ""},
     }
     assert listed["smollm2-135m-instruct-q4"]["here"] is False
     code, out, _ = typed("models", "show", finished.tuned, "--json")

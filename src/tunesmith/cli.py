@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.options import (
+    Accept,
     AsJson,
     Columns,
     Data,
@@ -330,25 +331,35 @@ def list_models(as_json: AsJson = False) -> None:
         for name, item in PACKAGED.items()
     ]
     rows += [
-        {"name": item.name, "kind": "tuned", "here": True, "base": item.base}
+        {
+            "name": item.name,
+            "kind": "tuned",
+            "here": True,
+            "base": item.base,
+            "licence": _licence(item),
+        }
         for item in _registered()
     ]
     if as_json:
         _print_json(rows)
         return
     for row in rows:
-        told = f"of {row['base']}" if row["kind"] == "tuned" else f"{row['licence']}; {row['note']}"
+        base = f"of {row['base']}" if row["kind"] == "tuned" else ""
+        told = "; ".join(filter(None, [base, str(row["licence"]), str(row.get("note", ""))]))
         here = "" if row["here"] else " (not fetched yet)"
         out.print(f"{row['name']}{here}\n    {row['kind']}, {told}", markup=False)
 
 
 @models_app.command("pull")
-def pull_model(name: Annotated[str | None, typer.Argument()] = None) -> None:
+def pull_model(
+    name: Annotated[str | None, typer.Argument()] = None,
+    accept: Accept = False,
+) -> None:
     """Fetch a model, so that it is there without a network."""
     from tunesmith.models.catalog import DEFAULT
     from tunesmith.models.fetch import resolve
 
-    spec = resolve(name or DEFAULT, say=lambda text: out.print(text, markup=False))
+    spec = resolve(name or DEFAULT, accept=accept, say=lambda text: out.print(text, markup=False))
     out.print(f"{spec.name} is in {spec.folder} (weights {spec.weights_hash[:12]})", markup=False)
 
 
@@ -359,11 +370,14 @@ def show_model(name: str, as_json: AsJson = False) -> None:
 
     from tunesmith.models.fetch import resolve
 
-    found: Any = next((item for item in _registered() if item.name == name), None) or resolve(name)
+    tuned = next((item for item in _registered() if item.name == name), None)
+    values: dict[str, Any] = (
+        {**asdict(tuned), "licence": _licence(tuned)} if tuned else asdict(resolve(name))
+    )
     if as_json:
-        _print_json(asdict(found))
+        _print_json(values)
         return
-    for key, item in asdict(found).items():
+    for key, item in values.items():
         out.print(f"{key:>16}  {item}", markup=False)
 
 
@@ -418,6 +432,13 @@ def _registered() -> list[RegisteredModel]:
 
     with Store.at(home()) as store:
         return store.models()
+
+
+def _licence(model: RegisteredModel) -> str:
+    """What a tuned model's folder says; empty where its base came without a licence."""
+    from tunesmith.models.terms import licence_of
+
+    return licence_of(Path(model.adapter_folder or model.base_folder))
 
 
 def _deployment(store: Any, name: str | None) -> Any:

@@ -36,6 +36,10 @@ Limit = Annotated[int | None, typer.Option(help="Take a random sample of this ma
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Notes too.")]
+Accept = Annotated[
+    bool,
+    typer.Option("--accept-licence", help="You accept the terms that the model has of its own."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 
 

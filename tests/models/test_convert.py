@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.models.convert import convert
 from tunesmith.models.load import load
+from tunesmith.models.template import ChatTemplate
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 1, 4, 262
 
@@ -86,3 +87,21 @@ def test_trap_36_the_converted_tokenizer_splits_numbers_into_digits(
     )
     assert digits == ["a", "1", "2", "ĊĊ", "3"]
     assert plain == ["a", "12", "Ċ", "Ċ", "3"]
+
+
+def test_a_base_without_a_template_gets_one_and_stops_where_it_is_told(
+    source: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "ours.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    convert(source, tmp_path / "out", digits=False, template=template, stops=["<|end|>"])
+    made = ChatTemplate.load(tmp_path / "out")
+    assert not made.fallback
+    assert made.end_of_turn == {259, 260}
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert config.eos_token_id == [259, 260]
+
+
+def test_a_stop_that_is_not_one_special_token_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="<end> is not one special token"):
+        convert(source, tmp_path, digits=False, stops=["<end>"])

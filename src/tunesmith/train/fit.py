@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from tunesmith.data.split import read_jsonl
+from tunesmith.models import terms
 from tunesmith.models.load import load
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.template import Chain
@@ -242,6 +243,7 @@ def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str)
         "held_in": held,
         "precision": held if spec.full else "float32 masters",
         "step": progress.best_step,
+        **terms.carry(Path(spec.model), out / ".adapter.partial"),
     }
     scratch = out / f".{name}.partial"
     trainer.save(scratch, base=spec.name, card=card)
