@@ -5,18 +5,17 @@ Rooms are imported inside the commands, so that `tunesmith --help` is there at o
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tunesmith.cli_models import export, models_app
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.options import (
-    Accept,
     AsJson,
     Columns,
     Data,
@@ -33,11 +32,10 @@ from tunesmith.options import (
     Validation,
     Verbose,
     Yes,
+    out,
+    print_json,
     recipe_of,
 )
-
-if TYPE_CHECKING:
-    from tunesmith.store import RegisteredModel
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,10 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune a model on your own examples, and know whether it was worth it.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="The models that are here.")
 app.add_typer(models_app, name="models")
-
-out = Console(soft_wrap=True, highlight=False)
+app.command()(export)
 
 
 @app.command()
@@ -85,7 +81,7 @@ def run(
         command = pipeline.typed(sys.argv[1:])
         ended = pipeline.run(wanted, out=folder, screen=screen, command=command, ask=ask)
     if as_json:
-        _print_json(ended.report)
+        print_json(ended.report)
     else:
         out.print(*ending(ended.report, ended.folder), sep="\n")
     if gate and not ask and not ended.ship:
@@ -119,7 +115,7 @@ def check(
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
         found = checking.check(wanted, screen)
         if as_json:
-            _print_json(found.value)
+            print_json(found.value)
     if found.refused is not None:
         raise found.refused
 
@@ -160,7 +156,7 @@ def train(
     made = under_way.folder
     kind = "model" if made.model.is_dir() else "adapter"
     if as_json:
-        _print_json({"run": made.id, kind: str(made.tuned)})
+        print_json({"run": made.id, kind: str(made.tuned)})
     else:
         out.print(f"{kind:<8} {made.tuned}", markup=False)
 
@@ -193,7 +189,7 @@ def evaluate(
     with Terminal(quiet=quiet or as_json) as screen:
         report = sidebyside.evaluate(wanted, arms, screen)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     out.print(table(report))
     for pair in report["comparisons"]:
@@ -224,7 +220,7 @@ def compare(
             )
         reports.append(RunFolder(path).read_json("report.json"))
     if as_json:
-        _print_json(reports)
+        print_json(reports)
     else:
         out.print(table(reports))
 
@@ -286,113 +282,6 @@ def chat(
 
 
 @app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="The name of a tuned model.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder to be made.")],
-    to: Annotated[
-        Literal["adapter", "merged"],
-        typer.Option(help="PEFT's format, or one model with the adapter in its weights."),
-    ] = "merged",
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="Of merged weights.")
-    ] = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """A tuned model as files for other programs."""
-    from tunesmith.pipeline import export as exporting
-
-    made = exporting.export(model, to, folder, dtype=dtype)
-    if as_json:
-        _print_json(made)
-        return
-    out.print(f"{made['out']}", markup=False)
-    if "difference" in made:
-        out.print(
-            f"{made['dtype']}; read again, it is {made['difference']:.2g} nats a token from the "
-            f"adapter, whose effect is {made['effect']:.2g}",
-            markup=False,
-        )
-
-
-@models_app.command("list")
-def list_models(as_json: AsJson = False) -> None:
-    """The catalogue, and every registered model."""
-    from tunesmith.models.catalog import PACKAGED
-    from tunesmith.models.fetch import home
-
-    rows = [
-        {
-            "name": name,
-            "kind": "base",
-            "here": (home() / "models" / name).is_dir(),
-            "licence": item.licence,
-            "note": item.note,
-        }
-        for name, item in PACKAGED.items()
-    ]
-    rows += [
-        {
-            "name": item.name,
-            "kind": "tuned",
-            "here": True,
-            "base": item.base,
-            "licence": _licence(item),
-        }
-        for item in _registered()
-    ]
-    if as_json:
-        _print_json(rows)
-        return
-    for row in rows:
-        base = f"of {row['base']}" if row["kind"] == "tuned" else ""
-        told = "; ".join(filter(None, [base, str(row["licence"]), str(row.get("note", ""))]))
-        here = "" if row["here"] else " (not fetched yet)"
-        out.print(f"{row['name']}{here}\n    {row['kind']}, {told}", markup=False)
-
-
-@models_app.command("pull")
-def pull_model(
-    name: Annotated[str | None, typer.Argument()] = None,
-    accept: Accept = False,
-) -> None:
-    """Fetch a model, so that it is there without a network."""
-    from tunesmith.models.catalog import DEFAULT
-    from tunesmith.models.fetch import resolve
-
-    spec = resolve(name or DEFAULT, accept=accept, say=lambda text: out.print(text, markup=False))
-    out.print(f"{spec.name} is in {spec.folder} (weights {spec.weights_hash[:12]})", markup=False)
-
-
-@models_app.command("show")
-def show_model(name: str, as_json: AsJson = False) -> None:
-    """What is known of a model."""
-    from dataclasses import asdict
-
-    from tunesmith.models.fetch import resolve
-
-    tuned = next((item for item in _registered() if item.name == name), None)
-    values: dict[str, Any] = (
-        {**asdict(tuned), "licence": _licence(tuned)} if tuned else asdict(resolve(name))
-    )
-    if as_json:
-        _print_json(values)
-        return
-    for key, item in values.items():
-        out.print(f"{key:>16}  {item}", markup=False)
-
-
-@models_app.command("remove")
-def remove_model(name: str) -> None:
-    """Forget a tuned model; its run's folder stays."""
-    from tunesmith.models.fetch import home
-    from tunesmith.store import Store
-
-    with Store.at(home()) as store:
-        if not store.remove_model(name):
-            raise UsageError(f"there is no tuned model {name}", remedy="See tunesmith models list.")
-
-
-@app.command()
 def doctor(
     rows: Annotated[
         list[str] | None,
@@ -411,13 +300,13 @@ def doctor(
         wanted = recipe_of(rows, model=model, settings=settings)
         found = profile(wanted, lambda text: typer.echo(text, err=True))
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
             out.print(table(found))
         return
     findings = examine()
     if as_json:
-        _print_json(findings)
+        print_json(findings)
         return
     for item in findings:
         mark = "ok " if item["ok"] else "-- "
@@ -426,29 +315,10 @@ def doctor(
             out.print(f"      {item['remedy']}", markup=False)
 
 
-def _registered() -> list[RegisteredModel]:
-    from tunesmith.models.fetch import home
-    from tunesmith.store import Store
-
-    with Store.at(home()) as store:
-        return store.models()
-
-
-def _licence(model: RegisteredModel) -> str:
-    """What a tuned model's folder says; empty where its base came without a licence."""
-    from tunesmith.models.terms import licence_of
-
-    return licence_of(Path(model.adapter_folder or model.base_folder))
-
-
 def _deployment(store: Any, name: str | None) -> Any:
     from tunesmith.pipeline.talk import deployment
 
     return deployment(store, name, say=lambda text: typer.echo(text, err=True))
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def main() -> None:

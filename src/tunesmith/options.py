@@ -1,17 +1,22 @@
-"""What several commands take on the command line, and the recipe that it makes."""
+"""What several commands take on the command line, the recipe that it makes, and how they answer."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from tunesmith.errors import UsageError
 
 if TYPE_CHECKING:
     from tunesmith.recipe import Recipe
+
+out = Console(soft_wrap=True, highlight=False)
+"""Where results go; progress has standard error."""
 
 Data = Annotated[list[str], typer.Argument(help="Files of examples, or - for standard input.")]
 ModelName = Annotated[
@@ -97,3 +102,8 @@ def _size(text: str | None) -> str | int | float | None:
     except ValueError:
         return text
     return int(number) if number.is_integer() else number
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
