@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tunesmith.chat import Message
-from tunesmith.errors import AdapterError
+from tunesmith.errors import AdapterError, ModelError
 from tunesmith.models import generate
 from tunesmith.models.generate import Request, Sampler, ScoreRequest, Token
 from tunesmith.models.load import DType, LoadedModel, load
@@ -19,21 +19,10 @@ from tunesmith.models.template import Chain, Exchange
 from tunesmith.models.tree import plant
 
 PREFIX = tuple(range(30, 75))
-FAMILIES: dict[str, dict[str, object]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 16},
-    "gemma2": {"head_dim": 12, "sliding_window": 16},
-    "gemma3_text": {"head_dim": 12, "sliding_window": 16},
-    "qwen3": {},
-    "gpt_neox": {},
-    "gpt_oss": {
-        "head_dim": 12,
-        "sliding_window": 16,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    },
-}
+FAMILIES = (
+    *("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt_neox"),
+    "gpt_oss",
+)
 
 
 def requests(count: int, *, seed: int = 0, adapter: str | None = None) -> list[Request]:
@@ -84,27 +73,44 @@ def with_adapter(folder: Path, out: Path) -> LoadedModel:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_trap_37_greedy_answers_are_those_of_transformers(
-    tiny: Callable[..., Path], family: str
-) -> None:
-    folder = tiny(family, **FAMILIES[family])
-    asked = [replace(item, max_tokens=24) for item in requests(6)]
-    ours = answers(Sampler(load(folder, dtype="float32"), max_rows=4), asked)
+def assert_greedy(ours: Sequence[Token], folder: Path, prompt: tuple[int, ...]) -> None:
+    """Each token is the likeliest one after those before it, as the model's own eager attention
+    says in one plain pass over the whole sequence, and has its log-probability."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
+    whole = torch.tensor([[*prompt, *ids(ours)]])
+    with torch.no_grad():
+        said = model(whole, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    assert ids(ours) == said.argmax(1).tolist()
+    wanted = said.max(1).values.tolist()
+    assert [token.logprob for token in ours] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trap_37_greedy_answers_are_those_of_transformers(
+    narrow: Callable[[str], Path], family: str
+) -> None:
+    folder = narrow(family)
+    asked = [replace(item, max_tokens=24) for item in requests(6)]
+    ours = answers(Sampler(load(folder, dtype="float32"), max_rows=4), asked)
     for item in asked:
-        prompt = torch.tensor([item.prefix + item.prompt])
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=257,
-            pad_token_id=259,
-        )
-        assert ids(ours[item.id]) == out[0, prompt.shape[1] :].tolist()
+        assert_greedy(ours[item.id], folder, item.prefix + item.prompt)
+
+
+def test_trap_37_answers_end_where_rotary_factors_would_change(longrope: Path) -> None:
+    """A long row and a short one in each other's company; none is taken in that is too long."""
+    sampler = Sampler(load(longrope, dtype="float32"), max_rows=4)
+    asked = [Request(f"r{n}", PREFIX, tuple(range(n)), max_tokens=40) for n in (3, 10, 18)]
+    ours = answers(sampler, asked)
+    assert [len(ours[item.id]) for item in asked] == [16, 9, 1]
+    for item in asked:
+        assert ours[item.id][-1].finish == "length"
+        assert_greedy(ours[item.id], longrope, item.prefix + item.prompt)
+    with pytest.raises(ModelError, match="a row of 65 tokens"):
+        sampler.submit(Request("long", PREFIX, tuple(range(20)), max_tokens=1))
+    with pytest.raises(ModelError, match="a row of 65 tokens"):
+        sampler.score([ScoreRequest(PREFIX, tuple(range(10)), tuple(range(10)))])
 
 
 def test_trap_32_a_batch_answers_as_each_alone(tiny: Callable[..., Path]) -> None:

@@ -163,7 +163,12 @@ class Sampler:
             del self._prefixes[key]
 
     def submit(self, request: Request) -> None:
-        """Queue a request."""
+        """Queue a request.
+
+        Raises:
+            ModelError: its prompt is longer than the context.
+        """
+        self.model.check_length(len(request.prefix) + len(request.prompt))
         self._waiting.append(request)
 
     @torch.inference_mode()
@@ -188,7 +193,13 @@ class Sampler:
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Log-probability of each token of each answer, on the path that answers take."""
+        """Log-probability of each token of each answer, on the path that answers take.
+
+        Raises:
+            ModelError: prompt and answer are longer than the context.
+        """
+        for item in sequences:
+            self.model.check_length(len(item.prefix) + len(item.prompt) + len(item.answer))
         spans = [
             RowSpan(
                 item.prompt + item.answer[:-1],

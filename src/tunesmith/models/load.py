@@ -63,6 +63,19 @@ class LoadedModel:
         """The text model's configuration."""
         return self.module.config.get_text_config()
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse a row beyond the context: there rotary factors may change, for its neighbours too.
+
+        Raises:
+            ModelError: the row is longer than the context.
+        """
+        if tokens > self.context:
+            raise ModelError(
+                f"a row of {tokens:,} tokens",
+                expected=f"at most {self.context:,}, the model's context",
+                remedy="Shorten or split it, or choose a --model with a longer context.",
+            )
+
     def hidden(self, ids: Tensor, depth: Tensor, tree: Structure) -> Tensor:
         """Last hidden states (T, width) of tokens (T,) at their depths under a structure.
 
@@ -128,7 +141,12 @@ class LoadedModel:
                 layer.training = True
 
     def forest(self, batch: PackedBatch) -> Tensor:
-        """Last hidden states (T, width) of a packed batch."""
+        """Last hidden states (T, width) of a packed batch.
+
+        Raises:
+            ModelError: a row is longer than the context.
+        """
+        self.check_length(int(batch.depth.max(initial=-1)) + 1)
         ids = torch.from_numpy(batch.ids).to(self.device)
         tree = Forest(batch, self.device)
         return self.hidden(ids, tree.depth, tree)
