@@ -43,6 +43,36 @@ NARROW: dict[str, dict[str, object]] = {
     },
 }
 """Settings by family: a window of 16 tokens, in one layer of two at least, where it can have one."""
+APART: dict[str, dict[str, object]] = {
+    # The registered function is ignored.
+    "bloom": {},
+    # Keyword arguments are dropped before attention.
+    "stablelm": {"partial_rotary_factor": 0.5, "head_dim": 12},
+    "nemotron": {},
+    # Attention is looked up among the family's own, by its name.
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        **{"num_layers": 2, "num_heads": 4, "window_size": 16},
+    },
+    # Masks of their own, windows that are no sliding ones.
+    "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 2},
+    "doge": {"head_dim": 12},
+    "llama4_text": {
+        **{"head_dim": 12, "attention_chunk_size": 16, "intermediate_size_mlp": 96},
+        "num_local_experts": 4,
+    },
+    # State beside attention; the last one keeps nothing that goes in again.
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "falcon_h1": {
+        **{"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+        "mamba_chunk_size": 16,
+    },
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "attention"],
+        **{"lru_width": 48, "head_dim": 12, "attention_window_size": 16},
+    },
+}
+"""Settings of families that a forest cannot run."""
 LONGROPE: dict[str, object] = {
     "max_position_embeddings": 256,
     "original_max_position_embeddings": 64,
@@ -95,6 +125,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def narrow(tiny: Callable[..., Path]) -> Callable[[str], Path]:
     """Tiny models by family, with windows that a test's rows are longer than."""
     return lambda family: tiny(family, **NARROW[family])
+
+
+@pytest.fixture(scope="session")
+def apart(tiny: Callable[..., Path]) -> Callable[[str], Path]:
+    """Tiny models by family that are computed row by row."""
+    return lambda family: tiny(family, **APART[family])
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.chat import Message
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models import generate
+from tunesmith.models import passes
 from tunesmith.models.generate import Request, Sampler, ScoreRequest, Token
 from tunesmith.models.load import DType, LoadedModel, load
 from tunesmith.models.lora import LoRASettings
@@ -98,6 +98,47 @@ def test_trap_37_greedy_answers_are_those_of_transformers(
         assert_greedy(ours[item.id], folder, item.prefix + item.prompt)
 
 
+APART = ("bloom", "nemotron", "gpt_neo", "llama4_text", "lfm2", "falcon_h1", "recurrent_gemma")
+
+
+@pytest.mark.parametrize("family", APART)
+def test_trap_38_a_model_that_cannot_share_answers_and_scores_as_transformers_does(
+    apart: Callable[[str], Path], family: str
+) -> None:
+    """More requests than rows; the last family reads its rows again for every token."""
+    folder = apart(family)
+    sampler = Sampler(load(folder, dtype="float32"), max_rows=2)
+    asked = requests(4)
+    ours = answers(sampler, asked)
+    for item in asked:
+        assert ours[item.id][-1].finish
+        assert_greedy(ours[item.id], folder, item.prefix + item.prompt)
+    scores = [ScoreRequest(r.prefix, r.prompt, tuple(ids(ours[r.id]))) for r in asked]
+    for item, scored in zip(asked, sampler.score(scores), strict=True):
+        assert scored == pytest.approx([t.logprob for t in ours[item.id]], abs=1e-4)
+
+
+def test_trap_18_a_model_that_cannot_share_serves_each_row_through_its_adapter(
+    apart: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = with_adapter(apart("lfm2"), tmp_path)
+    sampler = Sampler(load(apart("lfm2"), dtype="float32"), max_rows=3)
+    sampler.add_adapter("a", tmp_path)
+    plain, tuned = requests(3), requests(3, adapter="a")
+    tuned = [replace(item, id="t" + item.id) for item in tuned]
+    got = answers(sampler, [item for pair in zip(plain, tuned, strict=True) for item in pair])
+    for item in plain:
+        assert_same(got[item.id], alone(apart("lfm2"), item))
+        assert ids(got[item.id]) != ids(got["t" + item.id])
+    model.adapters.routing.all = "a"
+    for item in tuned:
+        row = item.prefix + item.prompt + tuple(ids(got[item.id]))
+        mask = (False,) * (len(row) - 10) + (True,) * 10
+        with torch.no_grad():
+            wanted = model.logprobs(plant([Chain(row, mask)])).tolist()
+        assert [t.logprob for t in got[item.id]] == pytest.approx(wanted, abs=1e-4)
+
+
 def test_trap_37_answers_end_where_rotary_factors_would_change(longrope: Path) -> None:
     """A long row and a short one in each other's company; none is taken in that is too long."""
     sampler = Sampler(load(longrope, dtype="float32"), max_rows=4)
@@ -181,7 +222,7 @@ def test_of_those_that_will_fit_the_shortest_join_first(tiny: Callable[..., Path
 
 
 def test_long_prompts_and_answers_outgrow_every_block(tiny: Callable[..., Path]) -> None:
-    prompt = tuple(np.random.default_rng(3).integers(0, 256, generate.PREFILL + 70).tolist())
+    prompt = tuple(np.random.default_rng(3).integers(0, 256, passes.PREFILL + 70).tolist())
     long = Request("long", (), prompt, max_tokens=140)
     short = Request("short", (), prompt[:3], max_tokens=150)
     model = load(tiny(), dtype="float32")
@@ -369,14 +410,14 @@ def test_an_answer_ends_with_the_end_of_turn_the_limit_or_the_context(
 def test_cached_prefixes_stay_within_their_limit(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "PREFIX_TOKENS", 100)
+    monkeypatch.setattr(passes, "PREFIX_TOKENS", 100)
     sampler = Sampler(load(tiny(), dtype="float32"), max_rows=2)
     asked = [
         Request(f"r{n}", tuple(range(n, n + 45)), (1, 2), max_tokens=6) for n in (0, 1, 2, 3, 0)
     ]
     asked = [replace(item, id=f"{place}") for place, item in enumerate(asked)]
     got = answers(sampler, asked)
-    held = sum(prefix.length for prefix in sampler._prefixes.values())
+    held = sum(prefix.length for prefix in sampler._passes.prefixes.values())
     assert held <= 100
     for item in asked:
         assert_same(got[item.id], alone(tiny(), item))

@@ -175,6 +175,27 @@ def test_trap_37_loss_and_gradient_of_a_forest_are_those_of_rows_in_transformers
     assert float(theirs[0].abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("family", ["bloom", "gpt_neo", "lfm2", "falcon_h1", "recurrent_gemma"])
+def test_trap_38_a_model_that_cannot_share_learns_from_the_gradient_of_its_rows(
+    apart: Callable[[str], Path], rows: Rows, family: str
+) -> None:
+    """One batch, several, with layers computed again: loss and gradient of transformers' rows."""
+    paths = chains(rows(5))
+    theirs = eagerly(made(apart(family), dtype="float32"), paths)
+    again = made(apart(family), dtype="float32")
+    again.model.recompute()
+    for trainer, limit in (
+        (made(apart(family), dtype="float32"), 4096),
+        (made(apart(family), dtype="float32"), 200),
+        (again, 4096),
+    ):
+        ours = gradient(trainer, pack(paths, max_tokens=limit, share=False))
+        assert ours[1] == pytest.approx(theirs[1], abs=1e-4)
+        scale = float(theirs[0].abs().max())
+        assert scale > 1e-3
+        assert float((ours[0] - theirs[0]).abs().max()) < 1e-3 * scale
+
+
 def test_no_frozen_weight_gets_a_gradient(tiny: Callable[..., Path], rows: Rows) -> None:
     trainer = made(tiny(), dtype="float32")
     gradient(trainer, [plant(chains(rows(2)))])
