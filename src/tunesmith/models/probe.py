@@ -6,7 +6,7 @@ adapter is of use only beside a layer that is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -137,7 +137,7 @@ def check_layers(model: Probed) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    used = [name for name, layer in left.items() if _matters(layer, lambda: model.forest(batch))]
+    used = _matter(left, lambda: model.forest(batch)) if left else []
     if used:
         raise _unfit(
             model,
@@ -147,19 +147,27 @@ def check_layers(model: Probed) -> None:
 
 
 @torch.enable_grad()
-def _matters(layer: nn.Linear, run: Callable[[], Tensor]) -> bool:
-    """Whether a layer that is not called has a part in what comes out; an expert that no token was
-    sent to has none.
+def _matter(layers: Mapping[str, nn.Linear], run: Callable[[], Tensor]) -> list[str]:
+    """Which of some layers that are not called have a part in what comes out; experts that no token
+    was sent to have none.
     """
-    weight = layer.weight.requires_grad_()
+    weights = [layer.weight.requires_grad_() for layer in layers.values()]
     try:
         out = run()
         if not out.requires_grad:
-            return False
-        (grad,) = torch.autograd.grad(_weighed(out), weight, materialize_grads=True)
+            return []
+        # Not made where there is none: they may be most of the model.
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+            _weighed(out), weights, allow_unused=True
+        )
     finally:
-        weight.requires_grad = False
-    return bool(grad.any())
+        for weight in weights:
+            weight.requires_grad = False
+    return [
+        name
+        for name, grad in zip(layers, grads, strict=True)
+        if grad is not None and bool(grad.any())
+    ]
 
 
 def _wrong(model: Probed, rows: Rows, chains: list[Chain], own: list[Tensor]) -> str:
