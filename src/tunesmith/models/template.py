@@ -375,9 +375,7 @@ def _stop_ids(*configs: dict[str, Any]) -> set[int]:
 
 
 def _context(config: dict[str, Any]) -> int:
-    """Longest sequence; where rotary factors change with the longest row of a batch, the length
-    up to which they do not (trap 37).
-    """
+    """Longest sequence that no batch's longest row can change rotary factors for (trap 37)."""
     longest = int(config.get("max_position_embeddings", 2048))
     ropes: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     # One for all layers, or one for each kind of layer.
