@@ -157,9 +157,9 @@ def _matter(layers: Mapping[str, nn.Linear], run: Callable[[], Tensor]) -> list[
         if not out.requires_grad:
             return []
         # Not made where there is none: they may be most of the model.
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-            _weighed(out), weights, allow_unused=True
-        )
+        grads: list[Tensor | None] = [
+            *torch.autograd.grad(_weighed(out), weights, allow_unused=True)
+        ]
     finally:
         for weight in weights:
             weight.requires_grad = False
