@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-xdist ruff tensorboard
 JOBS ?= 2
+GRID ?= .grid
 
-.PHONY: run test check tour bench docs install dev clean
+.PHONY: run test check tour bench grid docs install dev clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,9 @@ tour: install  ## run the README's tour and write its real output into the READM
 
 bench: dev .bench-venv/.installed  ## tunesmith beside its peers on this machine; an hour
 	$(BIN)/python benchmarks/bench.py $(CONTESTS)
+
+grid: dev  ## the grid that `auto` is held against; half a day
+	$(BIN)/python benchmarks/grid.py --out $(GRID)
 
 # The peers live apart: what they need must not decide what tunesmith runs on.
 .bench-venv/.installed: benchmarks/peers.txt constraints.txt

@@ -28,6 +28,8 @@ CHANGED: dict[str, Any] = {
     "data.max_tokens": 100,
     "data.limit": 10,
     "method.adapter": "dora",
+    "method.embeddings": True,
+    "method.modules_to_save": ["norm"],
     "method.rank": 8,
     "method.alpha": 16.0,
     "method.rslora": True,
@@ -105,6 +107,8 @@ def test_any_value_goes_out_and_comes_back(rate: float, seed: int, name: str) ->
         ({"train": {"warmup": 2}}, r"train\.warmup is 2; expected input should be less than or equal to 1"),
         ({"method": {"dropout": 1.0}}, r"method\.dropout is 1\.0"),
         ({"method": {"type": "magic"}}, r"method\.type is 'magic'"),
+        ({"method": {"adapter": "full", "rank": 8}}, r"adapter=full without rank: there is no"),
+        ({"method": {"adapter": "full"}, "model": {"dtype": "nf4"}}, r"model\.dtype=nf4: use qlora"),
         ({"serve": {"suffix": "Not Good"}}, r"serve\.suffix is 'Not Good'"),
     ],
 )  # fmt: skip

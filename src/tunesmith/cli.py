@@ -156,11 +156,12 @@ def train(
         command = pipeline.typed(sys.argv[1:])
         under_way = pipeline.open_run(wanted, out=folder, screen=screen, command=command)
         pipeline.train(under_way)
-    adapter = under_way.folder.adapter
+    made = under_way.folder
+    kind = "model" if made.model.is_dir() else "adapter"
     if as_json:
-        _print_json({"run": under_way.folder.id, "adapter": str(adapter)})
+        _print_json({"run": made.id, kind: str(made.tuned)})
     else:
-        out.print(f"adapter  {adapter}", markup=False)
+        out.print(f"{kind:<8} {made.tuned}", markup=False)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tunesmith.errors import UsageError
 
@@ -41,8 +41,9 @@ class ModelSection(_Section):
     """A catalogue name, a hub id or a folder."""
     revision: str | None = None
     """Commit of the hub, or hash of the weights; pinned and recorded when it is not given."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What the frozen weights and the activations are held in."""
+    dtype: Literal["auto", "bfloat16", "float32", "nf4"] = "auto"
+    """What the frozen weights and the activations are held in; `nf4` is 4 bits for the weights, on
+    CUDA, and what `qlora` means."""
 
 
 class DataSection(_Section):
@@ -73,13 +74,19 @@ class DataSection(_Section):
 
 
 class SFT(_Section):
-    """Supervised fine-tuning with a low-rank adapter (Hu et al. 2021, arXiv:2106.09685)."""
+    """Supervised fine-tuning: of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685), or in full."""
 
     type: Literal["sft"] = "sft"
     """Learn from demonstrations."""
-    adapter: Literal["lora", "dora"] = "lora"
+    adapter: Literal["lora", "dora", "qlora", "full"] = "lora"
     """What is trained beside the frozen weights: `dora` (Liu et al. 2024, arXiv:2402.09353) learns
-    the length of each weight row as well, and takes longer."""
+    the length of each weight row as well, and takes longer; `qlora` (Dettmers et al. 2023,
+    arXiv:2305.14314) holds the frozen weights in 4 bits, on CUDA; `full` trains the weights
+    themselves, and a model is written instead of an adapter."""
+    embeddings: bool | Auto = "auto"
+    """Whether the input embedding and the head are trained; `auto` is yes in full fine-tuning."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the adapter, by the end of their path, as in PEFT."""
     rank: int | Auto = "auto"
     """Rank r of the adapter."""
     alpha: float = Field(default=32.0, gt=0)
@@ -90,6 +97,15 @@ class SFT(_Section):
     """Dropout on the adapter's input; above 0 a shared prefix sees one draw."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Which linear layers get an adapter, by the last part of their name."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> SFT:
+        usual = SFT.model_fields
+        of_adapters = ("modules_to_save", "rank", "alpha", "rslora", "dropout", "targets")
+        said = [name for name in of_adapters if getattr(self, name) != usual[name].default]
+        if self.adapter == "full" and said:
+            raise ValueError(f"adapter=full without {', '.join(said)}: there is no adapter")
+        return self
 
 
 Method = SFT
@@ -165,6 +181,12 @@ class Recipe(_Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     serve: ServeSection = ServeSection()
+
+    @model_validator(mode="after")
+    def _four_bits(self) -> Recipe:
+        if self.model.dtype == "nf4" and self.method.adapter not in ("lora", "qlora"):
+            raise ValueError(f"adapter={self.method.adapter} with model.dtype=nf4: use qlora")
+        return self
 
 
 def read(path: Path | None = None, settings: Sequence[str] = ()) -> Recipe:

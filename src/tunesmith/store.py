@@ -77,7 +77,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A name that serves: a base's weights, with an adapter unless `adapter_folder` is None."""
+    """A name that serves: a base's weights with an adapter, or where `adapter_folder` is None weights
+    that are all its own, in `base_folder`.
+    """
 
     name: str
     base: str

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.adapters import CARD, read_card
-from tunesmith.models.fetch import weights_hash
+from tunesmith.models.fetch import CARD, weights_hash
+from tunesmith.models.fetch import card as read_card
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.template import Chain
@@ -49,6 +49,9 @@ def stir(model: LoadedModel, name: str, seed: int = 0) -> None:
     with torch.no_grad():
         for _, low in model.adapters.lows(name):
             low.b.copy_(torch.randn(low.b.shape, generator=generator) * 0.05)
+        whole = {w: w for _, copy in model.adapters.copies(name) for w in copy.parameters()}
+        for weight in whole:
+            weight += torch.randn(weight.shape, generator=generator).to(weight.dtype) * 0.05
 
 
 def saved(model: LoadedModel, folder: Path) -> Path:
@@ -140,11 +143,14 @@ def test_trap_15_an_adapter_does_not_go_beside_weights_it_is_merged_into_or_othe
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_trap_16_tied_embeddings_stay_as_they_are_through_training_merging_and_loading(
-    tiny: Callable[..., Path], tmp_path: Path, *, tied: bool
+@pytest.mark.parametrize("whole", [(), ("lm_head",), ("embed_tokens",)])
+def test_trap_16_head_and_embeddings_outlive_training_saving_merging_and_loading(
+    tiny: Callable[..., Path], tmp_path: Path, whole: tuple[str, ...], *, tied: bool
 ) -> None:
+    """Left alone or trained whole, sharing one weight or not."""
     base = tiny(tie_word_embeddings=tied)
-    trainer = Trainer(load(base, dtype="float32"), LoRASettings(rank=4), seed=0)
+    settings = LoRASettings(rank=4, modules_to_save=whole)
+    trainer = Trainer(load(base, dtype="float32"), settings, seed=0)
     for _ in range(5):
         trainer.forward_backward(batch(), sft)
         trainer.optim_step(1e-2, clip=1.0)
@@ -154,33 +160,29 @@ def test_trap_16_tied_embeddings_stay_as_they_are_through_training_merging_and_l
     tuned, plain = logprobs(model, ADAPTER), logprobs(model, None)
     assert not torch.allclose(tuned, plain, atol=0.1)
     torch.testing.assert_close(logprobs(merged, None), tuned, rtol=1e-4, atol=1e-4)
-    untouched = load(base, dtype="float32").module
-    for of in ("get_input_embeddings", "get_output_embeddings"):
-        weights = [getattr(one, of)().weight for one in (untouched, merged.module)]
-        assert torch.equal(*weights)
-    head, table = (
-        getattr(merged.module, of)().weight
-        for of in ("get_output_embeddings", "get_input_embeddings")
-    )
+    before, after = load(base, dtype="float32").module, merged.module
+    ends = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}
+    for name, of in ends.items():
+        same = torch.equal(getattr(before, of)().weight, getattr(after, of)().weight)
+        assert same == (name not in whole and not (tied and whole))
+    head, table = (getattr(after, of)().weight for of in ends.values())
     assert (head.data_ptr() == table.data_ptr()) == tied
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_trap_16_head_and_embeddings_get_no_adapter(
+def test_trap_16_no_adapter_stands_beside_head_and_embeddings(
     tiny: Callable[..., Path], tmp_path: Path, name: str, *, tied: bool
 ) -> None:
-    """Neither by name, nor from a file in which another tool has trained or replaced them."""
+    """They are trained whole or not at all: neither by name, nor from another tool's file."""
     base = tiny(tie_word_embeddings=tied)
     model = load(base, dtype="float32")
-    with pytest.raises(ModelError, match=f"beside {name}; expected layers that the model has"):
+    said = f"{name} is to have an adapter beside it"
+    with pytest.raises(ModelError, match=said):
         model.adapters.create("a", LoRASettings(rank=4, targets=(name,)))
     adapter = saved(trained(base, LoRASettings(rank=4)), tmp_path / "adapter")
-    edit_config(adapter, modules_to_save=[name])
-    with pytest.raises(AdapterError, match="modules_to_save"):
-        model.adapters.load("a", adapter, weights_hash=model.weights_hash)
-    edit_config(adapter, modules_to_save=None, target_modules=[name])
-    with pytest.raises(AdapterError, match=f"beside {name}"):
+    edit_config(adapter, target_modules=[name])
+    with pytest.raises(AdapterError, match=said):
         model.adapters.load("a", adapter, weights_hash=model.weights_hash)
 
 
@@ -191,15 +193,19 @@ def test_trap_16_head_and_embeddings_get_no_adapter(
         LoRASettings(rank=8, alpha=12.0, rslora=True),
         LoRASettings(rank=2, targets=("q_proj", "down_proj")),
         LoRASettings(rank=4, alpha=8.0, dora=True),
+        LoRASettings(rank=4, modules_to_save=("lm_head", "model.norm", "layers.0.mlp.up_proj")),
+        LoRASettings(rank=4, modules_to_save=("embed_tokens",)),
     ],
-    ids=["lora", "rslora", "some-targets", "dora"],
+    ids=["lora", "rslora", "some-targets", "dora", "saved-modules", "embedding"],
 )
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_trap_17_peft_reads_what_is_saved_and_gives_the_same(
-    tiny: Callable[..., Path], tmp_path: Path, settings: LoRASettings
+    tiny: Callable[..., Path], tmp_path: Path, settings: LoRASettings, tied: bool
 ) -> None:
-    model = trained(tiny(), settings)
+    source = tiny(tie_word_embeddings=tied)
+    model = trained(source, settings)
     folder = saved(model, tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     peft = PeftModel.from_pretrained(base, str(folder))
     ids = torch.arange(40, 70)[None]
     with torch.no_grad():
@@ -215,19 +221,27 @@ def test_trap_17_peft_reads_what_is_saved_and_gives_the_same(
         {"target_modules": ["q_proj", "v_proj"]},
         {"target_modules": "all-linear", "use_rslora": True},
         {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
     ],
-    ids=["all", "some", "rslora", "dora"],
+    ids=["all", "some", "rslora", "dora", "saved-modules", "embedding", "tied-embedding"],
 )
 def test_trap_17_what_peft_saves_loads_here_and_gives_the_same(
     tiny: Callable[..., Path], tmp_path: Path, asked: dict[str, Any]
 ) -> None:
-    base = AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.float32)
+    source = tiny(tie_word_embeddings=asked.get("ensure_weight_tying", False))
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     config = LoraConfig(r=4, lora_alpha=9, task_type="CAUSAL_LM", **asked)
     peft = get_peft_model(base, config)
     for name, weight in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
-        if "magnitude" in name:
+        if "magnitude" in name or "modules_to_save" in name:
             with torch.no_grad():
                 weight *= 1.1
     peft.eval()
@@ -236,7 +250,7 @@ def test_trap_17_what_peft_saves_loads_here_and_gives_the_same(
     with torch.no_grad():
         theirs = peft(ids).logits[0, 19:29].log_softmax(-1)
     theirs = theirs.gather(1, ids[0, 20:, None]).squeeze(1)
-    model = load(tiny(), dtype="float32")
+    model = load(source, dtype="float32")
     model.adapters.load("a", tmp_path, weights_hash=model.weights_hash)
     torch.testing.assert_close(logprobs(model, "a"), theirs, rtol=1e-4, atol=1e-5)
 
@@ -275,8 +289,12 @@ def test_the_same_adapter_is_the_same_bytes(tiny: Callable[..., Path], tmp_path:
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_each_span_of_tokens_goes_through_its_own_adapter(tiny: Callable[..., Path]) -> None:
-    model = trained(tiny(), LoRASettings(rank=4), dtype="float64")
+@pytest.mark.parametrize("whole", [(), ("embed_tokens", "model.norm")], ids=["low", "whole"])
+def test_each_span_of_tokens_goes_through_its_own_adapter(
+    tiny: Callable[..., Path], whole: tuple[str, ...]
+) -> None:
+    source = tiny(tie_word_embeddings=False)
+    model = trained(source, LoRASettings(rank=4, modules_to_save=whole), dtype="float64")
     model.adapters.create("b", LoRASettings(rank=2, targets=("v_proj",)), seed=2)
     stir(model, "b", seed=5)
     alone = {name: logprobs(model, name) for name in ("a", "b", None)}
@@ -287,6 +305,28 @@ def test_each_span_of_tokens_goes_through_its_own_adapter(tiny: Callable[..., Pa
         mixed = model.logprobs(rows).split(10)
     for part, name in zip(mixed, ("b", None, "a"), strict=True):
         torch.testing.assert_close(part, alone[name], rtol=0, atol=1e-12)
+
+
+def test_a_tied_embedding_that_is_trained_is_one_weight(tiny: Callable[..., Path]) -> None:
+    model = load(tiny(tie_word_embeddings=True), dtype="float32")
+    model.adapters.create("a", LoRASettings(rank=2, modules_to_save=("embed_tokens",)))
+    paths = dict(model.adapters.copies("a"))
+    assert set(paths) == {"model.embed_tokens", "lm_head"} == set(model.adapters.embeddings)
+    low = [weight for _, low in model.adapters.lows("a") for weight in low.parameters()]
+    assert len(model.adapters.parameters("a")) == len(low) + 1
+    assert paths["lm_head"].weight is paths["model.embed_tokens"].weight
+    assert model.module.lm_head.weight is not paths["lm_head"].weight
+
+
+def test_names_may_have_dots(tiny: Callable[..., Path]) -> None:
+    model = trained(tiny(), LoRASettings(rank=4, modules_to_save=("norm",)))
+    model.adapters.create("ft:qwen2.5:v1.0", LoRASettings(rank=2, modules_to_save=("norm",)))
+    stir(model, "ft:qwen2.5:v1.0")
+    base = logprobs(model, None)
+    assert not torch.equal(logprobs(model, "ft:qwen2.5:v1.0"), base)
+    model.adapters.remove("ft:qwen2.5:v1.0")
+    assert torch.equal(logprobs(model, "ft:qwen2.5:v1.0"), base)
+    assert not torch.equal(logprobs(model, "a"), base)
 
 
 def test_trap_18_an_adapter_of_other_weights_is_refused(
@@ -327,7 +367,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another shape": (_widen, "has the shape"),
     "an unknown target": (lambda f: edit_config(f, target_modules=["wrong_proj"]), "wrong_proj"),
     "dora without lengths": (lambda f: edit_config(f, use_dora=True), "magnitude_vector"),
-    "saved modules": (lambda f: edit_config(f, modules_to_save=["lm_head"]), "modules_to_save"),
+    "a module that is not there": (
+        lambda f: edit_config(f, modules_to_save=["lm_head"]),
+        "the first base_model.model.lm_head.weight",
+    ),
+    "an unknown module": (lambda f: edit_config(f, modules_to_save=["wrong"]), "wrong is to be"),
     "a trained bias": (lambda f: edit_config(f, bias="all"), "bias"),
     "another kind": (lambda f: edit_config(f, peft_type="IA3"), "IA3"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models.attention import Asked, Forest, forest_attention
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.template import Chain
-from tunesmith.models.tree import PackedBatch, plant, visible
+from tunesmith.models.tree import PackedBatch, plant
 
 FAMILIES = (
     *("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt_neox"),
@@ -25,21 +24,7 @@ SINGLE = {"gpt_oss"}
 """Families whose experts compute in float32 at most."""
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, asked: Asked) -> Tensor:
-    """The same with one dense mask of T x T."""
-    repeat = len(q) // len(k)
-    k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
-    scores = q @ k.transpose(1, 2) * asked.scale
-    if asked.softcap is not None:
-        scores = asked.softcap * torch.tanh(scores / asked.softcap)
-    mask = torch.from_numpy(visible(batch))
-    if asked.window is not None:
-        depth = torch.from_numpy(batch.depth)
-        mask = mask & (depth[:, None] - depth[None, :] < asked.window)
-    scores = scores.masked_fill(~mask, -math.inf)
-    if asked.sinks is not None:
-        scores = torch.cat([scores, asked.sinks[:, None, None].expand(-1, len(mask), 1)], -1)
-    return torch.softmax(scores, -1)[..., : len(mask)] @ v
+Reference = Callable[[Tensor, Tensor, Tensor, PackedBatch, Asked], Tensor]
 
 
 def chains(seed: int, *, rows: int, roots: tuple[int, ...] = (40, 20)) -> list[Chain]:
@@ -80,7 +65,7 @@ def logits(model: LoadedModel, batch: PackedBatch) -> Tensor:
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 9), grouped=st.booleans())
 def test_segments_equal_a_dense_mask_with_their_gradients(
-    wish: dict[str, object], seed: int, rows: int, grouped: bool
+    reference: Reference, wish: dict[str, object], seed: int, rows: int, grouped: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     batch = plant(chains(seed, rows=rows))
@@ -104,7 +89,7 @@ def test_segments_equal_a_dense_mask_with_their_gradients(
     )
 
 
-def test_values_may_be_of_another_width_than_keys() -> None:
+def test_values_may_be_of_another_width_than_keys(reference: Reference) -> None:
     batch = plant(chains(3, rows=4))
     q, k, v = (torch.randn(2, batch.size, width).double() for width in (12, 12, 8))
     asked = Asked(0, 12**-0.5)

@@ -282,10 +282,17 @@ def test_trap_18_after_sampling_the_trainer_still_goes_through_its_adapter(
         assert torch.equal(model.logprobs(batch), before)
 
 
+@pytest.mark.parametrize("whole", [(), ("embed_tokens", "lm_head")], ids=["low", "whole"])
 def test_one_batch_mixes_the_base_and_its_adapters(
-    tiny: Callable[..., Path], tmp_path: Path
+    tiny: Callable[..., Path], tmp_path: Path, whole: tuple[str, ...]
 ) -> None:
-    sampler = Sampler(with_adapter(tiny(), tmp_path), max_rows=8)
+    model = with_adapter(tiny(), tmp_path)
+    if whole:
+        model.adapters.create("a", LoRASettings(rank=4, modules_to_save=whole))
+        with torch.no_grad():
+            for path, copy in model.adapters.copies("a"):
+                copy.weight += torch.randn_like(copy.weight) * (0.3 if path in whole else 0.2)
+    sampler = Sampler(model, max_rows=8)
     plain, tuned = requests(4), requests(4, adapter="a")
     tuned = [replace(item, id="t" + item.id) for item in tuned]
     mixed = answers(sampler, [item for pair in zip(plain, tuned, strict=True) for item in pair])
@@ -293,6 +300,13 @@ def test_one_batch_mixes_the_base_and_its_adapters(
         assert_same(answers(sampler, [item])[item.id], mixed[item.id])
     for item in plain:
         assert_same(alone(tiny(), item), mixed[item.id])
+    item = tuned[1]
+    row = item.prefix + item.prompt + tuple(ids(mixed[item.id]))
+    mask = (False,) * (len(row) - 10) + (True,) * 10
+    model.adapters.routing.all = "a"
+    with torch.no_grad():
+        wanted = model.logprobs(plant([Chain(row, mask)])).tolist()
+    assert [token.logprob for token in mixed[item.id]] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_an_adapter_of_the_same_name_replaces_the_first_with_its_prefixes(

@@ -110,12 +110,17 @@ def test_trap_38_a_second_model_from_one_config_object_is_noticed() -> None:
     def made(attn: str, settings: object) -> object:
         return AutoModelForCausalLM.from_config(settings, attn_implementation=attn)
 
-    model = adopt(made(attention.NAME, config), byte_template(), "hash")
+    model = adopt(made(attention.NAME, config), byte_template(), "hash", Path())
     made("sdpa", copy.deepcopy(config))
     model.forest(batch)
     made("sdpa", config)
     with pytest.raises(ModelError, match="attention was switched to sdpa"):
         model.forest(batch)
+
+
+def test_weights_in_4_bits_are_refused_without_cuda(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match=r"4-bit weights on cpu.*method\.adapter=lora"):
+        load(tiny(), dtype="nf4", device="cpu")
 
 
 @pytest.mark.parametrize("family", ["granite", "cohere2", "gemma2"])

@@ -26,6 +26,19 @@ def test_blocks_give_the_log_softmax_and_its_gradient() -> None:
     )
 
 
+def test_a_head_that_learns_gets_the_gradient_of_all_blocks() -> None:
+    rows = 2 * BLOCK + 17
+    weight = torch.randn(31, 8, dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(rows, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 31, (rows,))
+    ours = token_logprobs(hidden, targets, lambda x: x @ weight.T, [weight])
+    theirs = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.square().sum(), [hidden, weight]),
+        torch.autograd.grad(theirs.square().sum(), [hidden, weight]),
+    )
+
+
 def test_never_more_than_a_block_of_logits_is_made() -> None:
     seen: list[int] = []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.pipeline import doctor
+from tunesmith.pipeline import doctor, machine
 
 
 def test_each_thing_is_said_with_what_mends_it(
@@ -25,7 +25,7 @@ def test_each_thing_is_said_with_what_mends_it(
 
 
 def test_without_torch_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "ASK_TORCH", "import no_such_module")
+    monkeypatch.setattr(machine, "ASK_TORCH", "import no_such_module")
     torch = next(item for item in doctor.examine() if item["what"] == "torch")
     assert torch["remedy"] == "Type: pip install torch"
     assert "no_such_module" in torch["found"]

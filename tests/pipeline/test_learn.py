@@ -20,6 +20,8 @@ from tunesmith.train.spec import TrainSpec
 OTHER = {
     "model.dtype": "bfloat16",
     "method.adapter": "dora",
+    "method.embeddings": True,
+    "method.modules_to_save": ["norm"],
     "method.rank": 5,
     "method.alpha": 7.0,
     "method.rslora": True,
@@ -66,6 +68,10 @@ def test_trap_31_each_training_setting_reaches_the_training_process(
         other = learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(Path(spec.out)))
         changed = [f.name for f in fields(spec) if getattr(spec, f.name) != getattr(other, f.name)]
         assert changed == ["dora" if key == "method.adapter" else key.split(".")[1]]
+    full = {key: value for key, value in FIRST.items() if key != "method.rank"}
+    asked = recipes.with_values(Recipe(), {**full, "method.adapter": "full"})
+    other = learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(Path(spec.out)))
+    assert (other.full, other.rank) == (True, 0)
 
 
 def test_a_failed_training_says_why_after_log_and_checkpoints_were_made_to_agree(

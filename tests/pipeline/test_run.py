@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -13,6 +14,7 @@ from tunesmith import recipe as recipes
 from tunesmith.errors import UsageError
 from tunesmith.pipeline import run as pipeline
 from tunesmith.pipeline.folder import RunFolder
+from tunesmith.pipeline.talk import deployment, talk
 from tunesmith.recipe import Recipe
 from tunesmith.store import Store
 
@@ -119,6 +121,27 @@ def test_the_tuned_model_is_registered(at_home: Any) -> None:
     assert Path(model.adapter_folder or "") == at_home.folder.adapter
     assert model.base_hash == at_home.run.model.weights_hash
     assert (run.state, run.sentence) == ("done", at_home.report["verdict"]["sentence"])
+
+
+def test_full_fine_tuning_ends_in_a_model_that_is_compared_and_answers(
+    wanted: Recipe, screen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    recipe = recipes.with_values(
+        wanted, {"method.adapter": "full", "evaluate.arms": ["base", "tuned"]}
+    )
+    ended = pipeline.run(recipe, out=None, screen=screen, command="", ask=False)
+    folder = RunFolder(ended.folder)
+    assert folder.tuned == folder.model
+    settled = recipes.read(folder.recipe)
+    assert (settled.method.rank, settled.method.embeddings) == ("auto", True)
+    arms = {arm["name"]: arm["scores"]["logprob"]["value"] for arm in ended.report["arms"]}
+    assert arms["tuned"] > arms["base"] + 0.5
+    answers: list[str] = []
+    with Store.at(tmp_path / "home") as store:
+        place = deployment(store, ended.report["model"]["tuned"])
+    asyncio.run(talk(place, system=None, temperature=0.0, once="say 3", show=answers.append))
+    assert len(answers) == 1
 
 
 def test_a_finished_run_returns_its_result_at_once(at_home: Any, screen: Any) -> None:

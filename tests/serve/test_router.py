@@ -38,6 +38,17 @@ def test_one_engine_serves_a_base_with_its_adapters_and_is_started_anew_when_it_
     asyncio.run(go())
 
 
+def test_a_registered_model_is_an_adapter_or_weights_of_its_own(tmp_path: Path) -> None:
+    own = Deployment.registered("ft:base:me:run:1", "base", str(tmp_path), None)
+    assert own == Deployment("ft:base:me:run:1", "ft:base:me:run:1", tmp_path)
+    beside = Deployment.registered("ft:base:me:run:2", "base", "folder", str(tmp_path))
+    assert beside == Deployment("ft:base:me:run:2", "base", Path("folder"), tmp_path)
+    # One that was trained beside 4-bit weights answers beside them.
+    (tmp_path / "tunesmith.json").write_text('{"held_in": "nf4"}')
+    beside = Deployment.registered("ft:base:me:run:2", "base", "folder", str(tmp_path))
+    assert beside.dtype == "nf4"
+
+
 def test_an_engine_that_did_not_start_is_not_tried_again_at_once(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:

@@ -14,6 +14,8 @@ def test_the_rate_worked_by_hand() -> None:
     assert short.value == pytest.approx(2e-3)
     assert "50 steps" in short.reason
     assert auto.learning_rate(2000, steps=200, batch=32).value == 5e-4
+    # A tenth for all weights.
+    assert auto.learning_rate(2000, steps=200, batch=32, full=True).value == 5e-5
     # A quarter of the batch, half of the rate.
     assert auto.learning_rate(2000, steps=200, batch=8).value == 2.5e-4
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from tunesmith.data.split import read_jsonl
 from tunesmith.errors import DataError, TrainingError
-from tunesmith.models.adapters import read_card
+from tunesmith.models.fetch import card as read_card
 from tunesmith.models.generate import Sampler, ScoreRequest
 from tunesmith.models.load import LoadedModel, load
+from tunesmith.models.tree import plant
 from tunesmith.train import checkpoint, methods
 from tunesmith.train.fit import fit, learning_rate, rows_of_step
 from tunesmith.train.spec import TrainSpec
@@ -88,6 +89,26 @@ def test_the_adapter_names_what_it_was_trained_on_and_loads(
     assert card["template"] == model.template.fingerprint
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_fine_tuning_writes_a_model_that_loads(
+    spec_of: Spec, tiny: Callable[..., Path], tmp_path: Path, dtype: Any
+) -> None:
+    spec = spec_of(tmp_path, full=True, embeddings=True, dtype=dtype, learning_rate=1e-3)
+    events = run(spec)
+    losses = [event["loss"] for event in of(events, "validation")]
+    assert losses[-1] < losses[0]
+    assert not (tmp_path / "adapter").exists()
+    card = read_card(tmp_path / "model")
+    assert (card["base_weights"], card["held_in"]) == ("h1", dtype)
+    tuned = load(tmp_path / "model", dtype=dtype)
+    assert tuned.template.fingerprint == load(tiny()).template.fingerprint
+    said = json.loads((tmp_path / "parity.json").read_text())["rows"][0]
+    row = methods.sft(read_jsonl(Path(spec.validation)), tuned.template)[said["row"]][-1]
+    with torch.no_grad():
+        now = tuned.logprobs(plant([row]), exact=True)[-len(said["ids"]) :].tolist()
+    assert now == pytest.approx(said["logprobs"], abs=1e-5)
+
+
 def test_the_same_spec_is_the_same_run_bit_for_bit(
     plain: tuple[Path, Any], spec_of: Spec, tmp_path: Path
 ) -> None:
@@ -104,6 +125,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "note": {"note": "said of the base"},
     "weights_hash": {"weights_hash": "h2"},
     "dtype": {"dtype": "float64"},
+    "full": {"full": True},
+    "embeddings": {"embeddings": True},
+    "modules_to_save": {"modules_to_save": ("model.norm",)},
     "rank": {"rank": 2},
     "alpha": {"alpha": 8.0},
     "rslora": {"rslora": True},
@@ -156,7 +180,8 @@ def test_trap_31_every_setting_has_an_effect(
 ) -> None:
     events = run(spec_of(tmp_path, **CHANGES[name]))
     changed = events != plain[1]
-    cards = [read_card(folder / "adapter") for folder in (plain[0], tmp_path)]
+    made = "model" if name == "full" else "adapter"
+    cards = [read_card(plain[0] / "adapter"), read_card(tmp_path / made)]
     assert changed or cards[0] != cards[1]
     steps = of(events, "step")
     match name:

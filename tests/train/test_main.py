@@ -69,19 +69,30 @@ def log(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [kept[key] for key in sorted(kept)]
 
 
+@pytest.mark.parametrize(
+    ("made", "settings"),
+    [
+        ("adapter", {"dropout": 0.1}),
+        ("adapter", {"embeddings": True, "dtype": "bfloat16"}),
+        ("model", {"full": True, "embeddings": True, "dtype": "bfloat16"}),
+    ],
+    ids=["adapter", "embeddings", "full"],
+)
 def test_trap_21_a_run_that_was_killed_and_resumed_is_one_that_never_stopped(
     spec_of: Spec,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    made: str,
+    settings: dict[str, Any],
 ) -> None:
-    long: dict[str, Any] = {"epochs": 16.0, "save_every": 10, "dropout": 0.1}
+    long: dict[str, Any] = {"epochs": 16.0, "save_every": 10, **settings}
     running = start(spec_of(tmp_path / "killed", **long))
     first = until(running, 25)
     running.kill()
     running.communicate()
     assert running.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "adapter").exists()
+    assert not (tmp_path / "killed" / made).exists()
 
     resumed = start(spec_of(tmp_path / "killed", **long))
     second, errors = finish(resumed)
@@ -94,8 +105,8 @@ def test_trap_21_a_run_that_was_killed_and_resumed_is_one_that_never_stopped(
     seen = [event for event in first if event.get("step", 0) <= at]
     assert log(seen + second) == log(unbroken)[: len(log(seen + second))]
     assert len(log(seen + second)) == len(log(unbroken))
-    for file in sorted((tmp_path / "unbroken" / "adapter").iterdir()):
-        assert file.read_bytes() == (tmp_path / "killed" / "adapter" / file.name).read_bytes()
+    for file in sorted((tmp_path / "unbroken" / made).iterdir()):
+        assert file.read_bytes() == (tmp_path / "killed" / made / file.name).read_bytes()
 
 
 def test_ctrl_c_ends_with_130_and_the_run_can_go_on(spec_of: Spec, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tunesmith.testing import byte_template
 from tunesmith.train import methods
 from tunesmith.train.objectives import sft
 from tunesmith.train.pack import pack
-from tunesmith.train.trainer import ADAPTER, Trainer
+from tunesmith.train.trainer import ADAPTER, FullSettings, Trainer
 
 Rows = Callable[[int], list[Conversation]]
 EXACT = "gpt_neox"
@@ -194,6 +194,119 @@ def test_trap_38_a_model_that_cannot_share_learns_from_the_gradient_of_its_rows(
         scale = float(theirs[0].abs().max())
         assert scale > 1e-3
         assert float((ours[0] - theirs[0]).abs().max()) < 1e-3 * scale
+
+
+def full(folder: Path, *, dtype: Any = "float64", embeddings: bool = True) -> Trainer:
+    """A trainer of all weights."""
+    return Trainer(load(folder, dtype=dtype), FullSettings(embeddings), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "limit"),
+    [(EXACT, False, 1e-12), (EXACT, True, 1e-12), ("llama", True, 1e-6), ("gemma2", True, 1e-6)],
+)
+def test_all_weights_get_the_gradient_of_separate_rows(
+    tiny: Callable[..., Path], rows: Rows, family: str, tied: bool, limit: float
+) -> None:
+    settings: dict[str, Any] = {"head_dim": 12} if family == "gemma2" else {}
+    folder = tiny(family, tie_word_embeddings=tied, **settings)
+    paths = chains(rows(6))
+    alone = gradient(full(folder), [plant([path]) for path in paths])
+    assert_equal(gradient(full(folder), [plant(paths)]), alone, limit)
+    assert_equal(gradient(full(folder), pack(paths, max_tokens=200)), alone, limit)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_gradient_of_all_weights_is_autograds_own(
+    tiny: Callable[..., Path], rows: Rows, tied: bool
+) -> None:
+    path = chains(rows(4))[3]
+    folder = tiny(EXACT, tie_word_embeddings=tied)
+    ours = gradient(full(folder), [plant([path])])
+    trainer = full(folder)
+    ids = torch.tensor(path.ids)
+    trainer.model.module.set_attn_implementation("eager")
+    logits = trainer.model.module(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+    picked = logits.gather(1, ids[1:, None]).squeeze(1)[torch.tensor(path.trained[1:])]
+    picked.mean().neg().backward()
+    theirs = torch.cat([w.grad.flatten() for w in trainer.weights])  # pyright: ignore
+    # Eager attention rounds its softmax to float32 even in a float64 model.
+    torch.testing.assert_close(ours[0], theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_and_head_are_left_alone_when_they_are_to_be(
+    tiny: Callable[..., Path], rows: Rows, tied: bool
+) -> None:
+    trainer = full(tiny(tie_word_embeddings=tied), dtype="float32", embeddings=False)
+    ends = [
+        trainer.model.module.get_input_embeddings().weight,
+        trainer.model.module.get_output_embeddings().weight,
+    ]
+    before = [end.detach().clone() for end in ends]
+    trainer.forward_backward(plant(chains(rows(3))), sft)
+    trainer.optim_step(1e-2, clip=1.0)
+    assert all(torch.equal(end, old) for end, old in zip(ends, before, strict=True))
+    assert not {id(end) for end in ends} & {id(weight) for weight in trainer.weights}
+    learning = sum(weight.numel() for weight in trainer.weights)
+    whole = {id(w): w.numel() for w in trainer.model.module.parameters()}
+    assert learning == sum(whole.values()) - sum({id(e): e.numel() for e in ends}.values())
+
+
+def test_trap_19_all_weights_have_masters_where_the_model_is_bfloat16(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    trainer = full(tiny(), dtype="bfloat16")
+    batch = plant(chains(rows(4)))
+    before = [weight.detach().clone() for weight in trainer.weights]
+    for _ in range(5):
+        trainer.forward_backward(batch, sft)
+        trainer.optim_step(1e-6, clip=1.0)
+    for old, new in zip(before, trainer.weights, strict=True):
+        assert new.dtype == torch.float32
+        if old.abs().min() > 1e-3:
+            assert not torch.equal(old, new)
+    held = [w for w in trainer.model.module.parameters() if w.requires_grad]
+    assert {weight.dtype for weight in held} == {torch.bfloat16}
+    for master, copy in zip(trainer.weights, held, strict=True):
+        assert torch.equal(master.detach().bfloat16(), copy.detach())
+
+
+def test_trap_05_bfloat16_gradients_are_summed_in_float32(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    """Batches one by one: the sum of their gradients, not that sum rounded at each step."""
+    paths = chains(rows(8))
+    parts = []
+    for path in paths:
+        trainer = full(tiny(), dtype="bfloat16")
+        trainer.forward_backward(plant([path]), sft)
+        parts.append(torch.cat([w.grad.flatten() for w in trainer.weights]))  # pyright: ignore
+    together = full(tiny(), dtype="bfloat16")
+    for path in paths:
+        together.forward_backward(plant([path]), sft)
+    summed = torch.cat([w.grad.flatten() for w in together.weights])  # pyright: ignore
+    torch.testing.assert_close(summed, sum(parts), rtol=1e-6, atol=1e-6)
+
+
+def test_a_module_that_is_trained_whole_learns_beside_the_adapter(
+    tiny: Callable[..., Path], rows: Rows
+) -> None:
+    paths = chains(rows(6))
+    for tied in (False, True):
+        folder = tiny(EXACT, tie_word_embeddings=tied)
+        one = gradient(made(folder, modules_to_save=("embed_in",)), [plant(paths)])
+        alone = [plant([path]) for path in paths]
+        assert_equal(gradient(made(folder, modules_to_save=("embed_in",)), alone), one)
+    trainer = made(tiny(tie_word_embeddings=True), dtype="bfloat16", modules_to_save=("lm_head",))
+    batch = plant(chains(rows(3)))
+    losses = []
+    for _ in range(6):
+        losses.append(float(trainer.forward_backward(batch, sft).sum))
+        trainer.optim_step(1e-3, clip=1.0)
+    assert losses[-1] < losses[0]
+    copies = dict(trainer.model.adapters.copies(ADAPTER))
+    assert not torch.equal(copies["lm_head"].weight, trainer.model.module.lm_head.module.weight)
 
 
 def test_no_frozen_weight_gets_a_gradient(tiny: Callable[..., Path], rows: Rows) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 from tunesmith.serve.router import Deployment
@@ -46,9 +45,8 @@ class ModelRoutes:
         return row
 
     def _deployed(self, row: RegisteredModel) -> Deployment:
-        adapter = None if row.adapter_folder is None else Path(row.adapter_folder)
-        return Deployment(
-            row.name, row.base, Path(row.base_folder), adapter, dtype=self._default.dtype
+        return Deployment.registered(
+            row.name, row.base, row.base_folder, row.adapter_folder, dtype=self._default.dtype
         )
 
     def _default_entry(self) -> dict[str, Any]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.lora import LoRALinear, LoRASettings, LowRank, Routing
+from tunesmith.models import fetch
+from tunesmith.models.lora import LoRALinear, LoRASettings, LowRank, Routing, Whole
 
-CARD = "tunesmith.json"
 PREFIX = "base_model.model."
+
+W = TypeVar("W", LoRALinear, Whole)
 
 
 class Adapters:
@@ -24,14 +27,33 @@ class Adapters:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.routing = model, Routing()
         self.settings: dict[str, LoRASettings] = {}
+        # As the base has them, before any is wrapped.
+        self._embedding = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        self._head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        self._bare = {
+            path: module
+            for path, module in model.named_modules()
+            if not list(module.children()) and list(module.parameters())
+        }
 
     def create(self, name: str, settings: LoRASettings, *, seed: int = 0) -> None:
         """A fresh adapter; the same seed starts it the same way."""
         generator = torch.Generator().manual_seed(seed)
+        whole = self.whole(settings.modules_to_save)
         for path in self.targets(settings.targets):
-            low = LowRank(self._linear(path), settings)
-            low.start(generator)
-            self._attach(path, name, low)
+            if settings.dora and not self._linear(path).weight.is_floating_point():
+                raise ModelError(
+                    "DoRA beside weights in 4 bits",
+                    expected="weights whose rows have a length",
+                    remedy="Use method.adapter=qlora.",
+                )
+            if path not in whole:
+                low = LowRank(self._linear(path), settings)
+                low.start(generator)
+                self._attach(path, name, low)
+        # At once: copies of modules that share a weight share one too.
+        for path, module in copy.deepcopy({path: self._bare[path] for path in whole}).items():
+            self._wrapped(path, Whole).copies[name] = module.requires_grad_()
         self.settings[name] = settings
 
     def remove(self, name: str) -> None:
@@ -58,12 +80,46 @@ class Adapters:
     def settle(self, name: str) -> None:
         """Keep the casts of an adapter that will not change any more."""
         layers = self.layers()
+        dtype = self._embedding.weight.dtype
         for path, low in self.lows(name):
-            low.settle(layers[path].weight)
+            low.settle(layers[path].weight, dtype)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """The masters of one adapter, in the model's order."""
-        return [weight for _, low in self.lows(name) for weight in low.parameters()]
+        """What is trained of one adapter: its masters, then the modules that it has whole."""
+        low = [weight for _, low in self.lows(name) for weight in low.parameters()]
+        # A weight that two modules share is one weight.
+        whole = [w for _, module in self.copies(name) for w in module.parameters()]
+        return [*low, *dict.fromkeys(whole)]
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Paths of the input embedding and the head."""
+        ends = self._embedding, self._head
+        return tuple(path for path, module in self._bare.items() if module in ends)
+
+    def copies(self, name: str) -> Iterator[tuple[str, nn.Module]]:
+        """The modules that an adapter has whole by their path, in the model's order."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, Whole) and name in module.copies:
+                yield path, module.copies[name]
+
+    def whole(self, wanted: tuple[str, ...]) -> list[str]:
+        """Paths of the modules of these names, and of those that share a weight with one of them.
+
+        A name means what PEFT takes it for: every module whose path ends so.
+
+        Raises:
+            ModelError: a name matches no module that has weights of its own.
+        """
+        found = [path for path in self._bare if path.endswith(wanted)]
+        missing = [name for name in wanted if not any(path.endswith(name) for path in found)]
+        _none_missing(missing, self._bare, "is to be trained whole")
+        tied = {id(weight) for path in found for weight in self._bare[path].parameters()}
+        return [
+            path
+            for path, module in self._bare.items()
+            if any(id(weight) in tied for weight in module.parameters())
+        ]
 
     def targets(self, wanted: tuple[str, ...] | str) -> list[str]:
         """Paths of the linear layers that an adapter stands beside.
@@ -71,11 +127,10 @@ class Adapters:
         Raises:
             ModelError: a name matches no linear layer.
         """
-        head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         found = [
-            path.removesuffix(".layer")
-            for path, layer in self.model.named_modules()
-            if isinstance(layer, nn.Linear) and layer is not head
+            path
+            for path, layer in self._bare.items()
+            if isinstance(layer, nn.Linear) and layer is not self._head
         ]
         if not found:
             raise ModelError(
@@ -85,12 +140,7 @@ class Adapters:
         if isinstance(wanted, str):
             return found
         missing = [name for name in wanted if not any(_ends(path, name) for path in found)]
-        if missing:
-            names = sorted({path.rpartition(".")[2] for path in found})
-            raise ModelError(
-                f"an adapter is to stand beside {', '.join(missing)}",
-                expected=f"layers that the model has: {', '.join(names)}",
-            )
+        _none_missing(missing, found, "is to have an adapter beside it")
         return [path for path in found if any(_ends(path, name) for name in wanted)]
 
     def save(self, name: str, folder: Path, *, base: str, card: Mapping[str, Any]) -> None:
@@ -107,6 +157,11 @@ class Adapters:
             for key, weight in _saved(path, low).items():
                 tensors[key] = weight.detach().cpu().contiguous()
             suffixes.add(path.rpartition(".")[2])
+        whole = dict(self.copies(name))
+        for path, module in whole.items():
+            for key, weight in module.named_parameters():
+                # Modules that share a weight have one each in the file, which allows no other way.
+                tensors[f"{PREFIX}{path}.{key}"] = weight.detach().cpu().clone()
         # As bytes: what the disk refuses stays an OSError.
         content = save(tensors, metadata={"format": "pt"})
         (folder / "adapter_model.safetensors").write_bytes(content)
@@ -120,12 +175,16 @@ class Adapters:
             "use_dora": settings.dora,
             "lora_dropout": settings.dropout,
             "target_modules": sorted(suffixes),
+            "modules_to_save": sorted(whole) or None,
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
         }
+        weights = [id(weight) for module in whole.values() for weight in module.parameters()]
+        if len(set(weights)) < len(weights):
+            config["ensure_weight_tying"] = True
         _write_json(folder / "adapter_config.json", config)
-        _write_json(folder / CARD, card)
+        _write_json(folder / fetch.CARD, card)
 
     def load(self, name: str, folder: Path, *, weights_hash: str) -> None:
         """Add an adapter from a folder in PEFT's format.
@@ -135,7 +194,7 @@ class Adapters:
                 ones, or is of a kind that this forward does not compute.
         """
         config = read_config(folder)
-        belongs = read_card(folder).get("base_weights")
+        belongs = fetch.card(folder).get("base_weights")
         if belongs is not None and belongs != weights_hash:
             raise AdapterError(
                 f"the adapter in {folder} was trained on weights {str(belongs)[:12]}",
@@ -150,46 +209,66 @@ class Adapters:
             targets=tuple(config["target_modules"])
             if isinstance(config["target_modules"], list)
             else str(config["target_modules"]),
+            modules_to_save=tuple(config.get("modules_to_save") or ()),
         )
         tensors = load_file(folder / "adapter_model.safetensors")
         try:
-            paths = self.targets(settings.targets)
+            whole = {
+                path: copy.deepcopy(self._bare[path])
+                for path in self._in_file(settings.modules_to_save, tensors)
+            }
+            paths = [path for path in self.targets(settings.targets) if path not in whole]
         except ModelError as error:
             raise AdapterError(error.found, expected=error.expected) from None
         lows = {path: LowRank(self._linear(path), settings) for path in paths}
-        masters = {
+        weights: dict[str, Tensor] = {
             key: weight for path in paths for key, weight in _saved(path, lows[path]).items()
         }
-        _check(tensors, masters, folder)
-        for key, weight in masters.items():
+        for path, module in whole.items():
+            weights |= {f"{PREFIX}{path}.{key}": w for key, w in module.named_parameters()}
+        _check(tensors, weights, folder)
+        for key, weight in weights.items():
             with torch.no_grad():
                 weight.copy_(tensors[key])
         self._detach(name)
         for path, low in lows.items():
             self._attach(path, name, low)
+        for path, module in whole.items():
+            self._wrapped(path, Whole).copies[name] = module
         self.settings[name] = settings
 
+    def _in_file(self, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[str]:
+        """The modules of these names, and those tied to them that the file has as well."""
+        return [
+            path
+            for path in self.whole(names)
+            if path.endswith(names) or any(key.startswith(f"{PREFIX}{path}.") for key in tensors)
+        ]
+
     def _detach(self, name: str) -> None:
-        for layer in self.layers().values():
-            if name in layer.adapters:
-                del layer.adapters[name]
+        for module in self.model.modules():
+            held = module.adapters if isinstance(module, LoRALinear) else None
+            held = module.copies if isinstance(module, Whole) else held
+            if held is not None and name in held:
+                del held[name]
 
     def _linear(self, path: str) -> nn.Linear:
-        layer = self.model.get_submodule(path)
-        linear = layer.layer if isinstance(layer, LoRALinear) else layer
-        assert isinstance(linear, nn.Linear)
-        return linear
+        layer = self._bare[path]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def _attach(self, path: str, name: str, low: LowRank) -> None:
-        layer = self.model.get_submodule(path)
-        if isinstance(layer, nn.Linear):
-            layer.requires_grad_(False)
-            layer = LoRALinear(layer, self.routing)
-            parent, _, leaf = path.rpartition(".")
-            setattr(self.model.get_submodule(parent), leaf, layer)
-        assert isinstance(layer, LoRALinear)
         low.train(self.model.training)
-        layer.adapters[name] = low
+        self._wrapped(path, LoRALinear).adapters[name] = low
+
+    def _wrapped(self, path: str, kind: type[W]) -> W:
+        """The wrapper around a module of the base, made when it is not there."""
+        module = self.model.get_submodule(path)
+        if not isinstance(module, kind):
+            module = kind(module, self.routing)  # pyright: ignore[reportArgumentType]
+            parent, _, leaf = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), leaf, module)
+        return module
 
 
 def _saved(path: str, low: LowRank) -> dict[str, nn.Parameter]:
@@ -209,7 +288,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     odd = [
         key
         for key in (
-            "modules_to_save",
             "rank_pattern",
             "alpha_pattern",
             "alora_invocation_tokens",
@@ -226,10 +304,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """What tunesmith wrote beside an adapter; empty where another tool made it."""
-    path = folder / CARD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _none_missing(missing: Sequence[str], there: Iterable[str], what: str) -> None:
+    if missing:
+        names = sorted({path.rpartition(".")[2] for path in there})
+        raise ModelError(
+            f"{', '.join(missing)} {what}",
+            expected=f"modules that the model has: {', '.join(names)}",
+        )
 
 
 def _ends(path: str, name: str) -> bool:

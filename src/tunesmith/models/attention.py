@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,11 @@ from transformers import AttentionInterface
 from tunesmith.errors import ModelError
 from tunesmith.models.kernels import SoftmaxPair, behind, exact, join, softmax_backward
 from tunesmith.models.tree import PackedBatch, Segment, segments
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from tunesmith.models.flex import Kernel
 
 NAME = "forest"
 
@@ -108,6 +113,7 @@ class Forest:
         self.depth = torch.from_numpy(batch.depth).to(device)
         self._batch, self._device = batch, device
         self._deepest = int(batch.depth.max(initial=0))
+        self._masks: dict[int | None, BlockMask] = {}
 
     @cached_property
     def _plan(self) -> _Plan:
@@ -124,12 +130,35 @@ class Forest:
         if asked.plain and q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
             out: Tensor = _FlashForest.apply(q, k, v, self._plan, asked.scale)  # pyright: ignore[reportAssignmentType]
             return out
+        kernel = _flex_kernel(q, k, v, asked)
+        if kernel is not None:
+            from tunesmith.models.flex import attend
+
+            return attend(q, k, v, self.block_mask(asked.window), asked, kernel)
         parts = [
             _math_group(q, k, v, group, self.depth, asked).index_select(1, group.place)
             for group in self._groups
         ]
         order = torch.argsort(torch.cat([group.tokens for group in self._groups]))
         return torch.cat(parts, 1).index_select(1, order)
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """What FlexAttention reads: made for the first layer with this window, for all of them."""
+        if window not in self._masks:
+            from tunesmith.models.flex import block_mask
+
+            ends = torch.from_numpy(self._batch.exit).to(self._device)
+            self._masks[window] = block_mask(ends, self.depth, window)
+        return self._masks[window]
+
+
+def _flex_kernel(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Kernel | None:
+    """FlexAttention where it serves this: on CUDA, which alone imports it."""
+    if q.device.type != "cuda":
+        return None
+    from tunesmith.models.flex import Kind, kernel
+
+    return kernel(Kind.of(q, k, v, asked))
 
 
 def _group(batch: PackedBatch) -> list[_Group]:

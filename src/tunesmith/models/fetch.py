@@ -67,6 +67,12 @@ def local(folder: Path, *, name: str) -> ModelSpec:
     return ModelSpec(name, folder.resolve(), weights[:12], weights)
 
 
+def card(folder: Path) -> dict[str, Any]:
+    """What tunesmith wrote beside a model or an adapter; empty where another tool made it."""
+    path = folder / CARD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def _pinned(spec: ModelSpec, revision: str | None) -> ModelSpec:
     if revision and not any(
         full.startswith(revision) for full in (spec.revision, spec.weights_hash)

@@ -169,12 +169,12 @@ class Sampler:
         out: list[Token] = []
         if self._rows:
             hidden = self._passes.go_on([row.last for row in self._rows])
-            out = self._sample(list(self._rows), self._logits(hidden))
+            out = self._sample(list(self._rows), hidden)
         # Answered rows have left: the rows that remain are the first ones.
         joined = self._admit()
         if joined:
             hidden = self._passes.join([row.request for row in joined])
-            out += self._sample(joined, self._logits(hidden))
+            out += self._sample(joined, hidden)
         return out
 
     @torch.inference_mode()
@@ -188,7 +188,7 @@ class Sampler:
             self.model.check_length(len(item.prefix) + len(item.prompt) + len(item.answer))
         out: list[list[float]] = []
         for item, hidden in zip(sequences, self._passes.score(sequences), strict=True):
-            logits = exact(self._logits(hidden))
+            logits = exact(self._logits(hidden, [item.adapter] * len(item.answer)))
             wanted = torch.tensor(item.answer, device=logits.device)
             picked = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(1)
             out.append([float(value) for value in picked])
@@ -219,16 +219,23 @@ class Sampler:
         self._waiting.extendleft(free)
         return joined
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits of some rows, in passes of one size."""
+    def _logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """Logits of some rows, each by its adapter's head, in passes of one size."""
         parts: list[Tensor] = []
-        for block in hidden.split(self.max_rows):
+        for start in range(0, len(hidden), self.max_rows):
+            block = hidden[start : start + self.max_rows]
             padded = torch.nn.functional.pad(block, (0, 0, 0, self.max_rows - len(block)))
-            parts.append(self.model.exact_head(padded)[: len(block)])
+            logits = self.model.exact_head(padded)[: len(block)]
+            asked = adapters[start : start + len(block)]
+            for name in {name for name in asked if self.model.own_head(name)}:
+                rows = [place for place, other in enumerate(asked) if other == name]
+                logits[rows] = self.model.exact_head(padded, name)[rows]
+            parts.append(logits)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _sample(self, rows: Sequence[_Row], logits: Tensor) -> list[Token]:
-        logits = exact(logits)
+    def _sample(self, rows: Sequence[_Row], hidden: Tensor) -> list[Token]:
+        """The next token of each row, from its last hidden state (rows, width)."""
+        logits = exact(self._logits(hidden, [row.request.adapter for row in rows]))
         total = logits.logsumexp(1, keepdim=True)
         asked = [row.request for row in rows]
         wanted = penalised(

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.quantization_config import BitsAndBytesConfig
 
 from tunesmith.errors import ModelError
 from tunesmith.models import attention, probe
 from tunesmith.models.adapters import Adapters
 from tunesmith.models.attention import Forest, Structure
-from tunesmith.models.fetch import weights_hash
+from tunesmith.models.fetch import CARD, weights_hash
 from tunesmith.models.logprobs import token_logprobs
+from tunesmith.models.lora import Whole
 from tunesmith.models.rows import Rows, trunk
 from tunesmith.models.template import ChatTemplate
 from tunesmith.models.tree import PackedBatch
 
-DType = Literal["auto", "bfloat16", "float32", "float64"]
+DType = Literal["auto", "bfloat16", "float32", "float64", "nf4"]
 
 
 @dataclass(eq=False)
@@ -34,16 +42,19 @@ class LoadedModel:
         module: the transformers model; every parameter frozen.
         template: how it is spoken to.
         weights_hash: sha256 over its weights, which adapters are bound to.
+        folder: where it was loaded from.
         rows: how it is computed where a forest is not the same as its rows; otherwise None.
     """
 
     module: Any
     template: ChatTemplate
     weights_hash: str
+    folder: Path
     rows: Rows | None = None
 
     def __post_init__(self) -> None:
         self.adapters = Adapters(self.module)
+        self._heads = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor | None]]()
 
     @property
     def device(self) -> torch.device:
@@ -115,17 +126,32 @@ class LoadedModel:
         # Some keep what they add up in float32.
         return self._finished(head(hidden.to(head.weight.dtype)))
 
-    def exact_head(self, hidden: Tensor) -> Tensor:
-        """As `head`, in float32 at least: bfloat16 holds a logit of 20 to within 0.06 only."""
-        weight, bias = self._wide_head
+    def exact_head(self, hidden: Tensor, adapter: str | None = None) -> Tensor:
+        """As `head`, in float32 at least: bfloat16 holds a logit of 20 to within 0.06 only.
+
+        Args:
+            adapter: whose head, where it has one of its own.
+        """
+        head = self.module.get_output_embeddings()
+        head = head.of(adapter) if isinstance(head, Whole) else head
+        weight, bias = self._wide(head)
         return self._finished(functional.linear(hidden.to(weight.dtype), weight, bias))
 
-    @cached_property
-    def _wide_head(self) -> tuple[Tensor, Tensor | None]:
+    def own_head(self, adapter: str | None) -> bool:
+        """Whether an adapter has a head of its own."""
         head = self.module.get_output_embeddings()
-        wide = torch.promote_types(head.weight.dtype, torch.float32)
-        bias = getattr(head, "bias", None)
-        return head.weight.to(wide), None if bias is None else bias.to(wide)
+        return isinstance(head, Whole) and adapter is not None and adapter in head.copies
+
+    def _wide(self, head: Any) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a head, widened once where they do not change any more."""
+        kept = self._heads.get(head)
+        if kept is None:
+            wide = torch.promote_types(head.weight.dtype, torch.float32)
+            bias = getattr(head, "bias", None)
+            kept = head.weight.to(wide), None if bias is None else bias.to(wide)
+            if not head.weight.requires_grad:
+                self._heads[head] = kept
+        return kept
 
     def _finished(self, logits: Tensor) -> Tensor:
         divide = getattr(self.config, "logits_scaling", None)
@@ -139,6 +165,30 @@ class LoadedModel:
         if cap:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def unfreeze(self, *, embeddings: bool) -> list[nn.Parameter]:
+        """Let every weight have a gradient, the input embedding and the head if they are to.
+
+        Returns:
+            The weights, each once: a head that is tied to the embedding is the same weight.
+        """
+        self.module.requires_grad_(True)
+        for end in (self.module.get_input_embeddings(), self.module.get_output_embeddings()):
+            end.requires_grad_(embeddings)
+        return [weight for weight in self.module.parameters() if weight.requires_grad]
+
+    def save(self, folder: Path, *, card: Mapping[str, Any]) -> None:
+        """Write a model folder that `load` reads: weights, tokenizer, template, and a card.
+
+        Raises:
+            OSError: the disk refused it.
+        """
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        try:
+            self.module.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(f"the weights cannot be written: {error}") from None
+        (folder / CARD).write_text(json.dumps(dict(card), indent=2) + "\n", encoding="utf-8")
 
     def recompute(self) -> None:
         """Activation checkpointing: keep each layer's input and compute the rest again for the
@@ -183,7 +233,12 @@ class LoadedModel:
         parents = torch.from_numpy(batch.parent[batch.trained]).to(self.device)
         hidden = self.forest(batch).index_select(0, parents)
         targets = torch.from_numpy(batch.ids).to(self.device).index_select(0, trained)
-        return token_logprobs(hidden, targets, self.exact_head if exact else self.head)
+        if exact:
+            trained_head = partial(self.exact_head, adapter=self.adapters.routing.all)
+            return token_logprobs(hidden, targets, trained_head)
+        weights = self.module.get_output_embeddings().parameters()
+        moving = [weight for weight in weights if weight.requires_grad]
+        return token_logprobs(hidden, targets, self.head, moving)
 
 
 def load(folder: Path, *, dtype: DType = "auto", device: str = "auto") -> LoadedModel:
@@ -191,7 +246,8 @@ def load(folder: Path, *, dtype: DType = "auto", device: str = "auto") -> Loaded
 
     Args:
         folder: safetensors with config and tokenizer; see models.fetch.
-        dtype: `auto` is bfloat16 where the processor multiplies it fast, else float32.
+        dtype: `auto` is bfloat16 where the processor multiplies it fast, else float32; `nf4` holds
+            weights in 4 bits and computes in bfloat16, on CUDA.
         device: `auto` is CUDA, then MPS, then the CPU.
 
     Raises:
@@ -199,27 +255,28 @@ def load(folder: Path, *, dtype: DType = "auto", device: str = "auto") -> Loaded
     """
     where = _device(device)
     try:
-        module = _read(folder, _dtype(dtype, where))
+        module = _read(folder, _held(dtype, where))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{folder} does not load: {str(error)[:300]}",
             expected="a causal language model of transformers",
         ) from None
-    module.to(where)
-    return adopt(module, ChatTemplate.load(folder), weights_hash(folder))
+    if dtype != "nf4":
+        module.to(where)
+    return adopt(module, ChatTemplate.load(folder), weights_hash(folder), folder)
 
 
-def _read(folder: Path, dtype: torch.dtype) -> Any:
+def _read(folder: Path, held: Mapping[str, Any]) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention.NAME
+            folder, attn_implementation=attention.NAME, **held
         )
     except KeyError:
         # Some look their attention up among their own, by its name.
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, **held)
 
 
-def adopt(module: Any, template: ChatTemplate, digest: str) -> LoadedModel:
+def adopt(module: Any, template: ChatTemplate, digest: str, folder: Path) -> LoadedModel:
     """A transformers model, loaded with the forest attention, made ready: frozen and probed.
 
     Raises:
@@ -228,7 +285,7 @@ def adopt(module: Any, template: ChatTemplate, digest: str) -> LoadedModel:
     """
     module.requires_grad_(False)
     module.eval()
-    model = LoadedModel(module, template, digest)
+    model = LoadedModel(module, template, digest, folder)
     why = probe.unshared(model)
     if why is not None:
         model.rows = probe.by_rows(model, why)
@@ -242,6 +299,32 @@ def _device(wanted: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _held(wanted: DType, device: str) -> dict[str, Any]:
+    """How transformers is to hold the weights."""
+    if wanted != "nf4":
+        return {"dtype": _dtype(wanted, device)}
+    if device != "cuda":
+        raise ModelError(
+            f"4-bit weights on {device}",
+            expected="CUDA: on the CPU, half of the adapters were seen to get no gradient",
+            remedy="Use method.adapter=lora; train.activation_checkpointing=true saves memory.",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "bitsandbytes is not installed",
+            expected="the package that holds weights in 4 bits",
+            remedy="Type: pip install bitsandbytes",
+        )
+    # NormalFloat, its constants quantised too (Dettmers et al. 2023, arXiv:2305.14314).
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": packed, "device_map": {"": device}}
 
 
 def _dtype(wanted: DType, device: str) -> torch.dtype:

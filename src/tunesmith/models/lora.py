@@ -29,6 +29,8 @@ class LoRASettings:
     dropout: float = 0.0
     targets: tuple[str, ...] | str = "all-linear"
     dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside it, by the end of their path, as PEFT takes it."""
 
     @property
     def scale(self) -> float:
@@ -45,6 +47,34 @@ class Routing:
 
     all: str | None = None
     spans: tuple[tuple[int, int, str], ...] | None = field(default=None)
+
+    def of(self, held: nn.ModuleDict) -> dict[str, list[slice]]:
+        """Where in the pass each of the adapters that are held is asked for."""
+        places: dict[str, list[slice]] = {}
+        for start, end, owner in self.spans or ():
+            if owner in held:
+                places.setdefault(owner, []).append(slice(start, end))
+        return places
+
+
+class ByAdapter(nn.ModuleDict):
+    """Modules by the name of their adapter; unlike torch's own, names may have dots."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return super().__getitem__(_undotted(name))
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        super().__setitem__(_undotted(name), module)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(_undotted(name))
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(_undotted(name))
+
+
+def _undotted(name: str) -> str:
+    return name.replace(".", "\N{ONE DOT LEADER}")
 
 
 class LowRank(nn.Module):
@@ -65,10 +95,10 @@ class LowRank(nn.Module):
             self.lengths = nn.Parameter(self._squares.sqrt())
         self._settled: tuple[Tensor, Tensor, Tensor | None] | None = None
 
-    def settle(self, weight: Tensor) -> None:
-        """Keep what the product needs: the masters will not change any more."""
+    def settle(self, weight: Tensor, dtype: torch.dtype) -> None:
+        """Keep what a product in `dtype` needs: the masters will not change any more."""
         with torch.no_grad():
-            a, b = self.cast(weight.dtype)
+            a, b = self.cast(dtype)
             self._settled = a, b, self._stretch(weight)
 
     def start(self, generator: torch.Generator) -> None:
@@ -144,13 +174,43 @@ class _Beside(torch.autograd.Function):
         return grad_x, None, None, narrow.t() @ flat, grad.t() @ inner
 
 
+class Whole(nn.Module):
+    """A module of the base with a copy for each adapter that trains it whole (modules_to_save)."""
+
+    def __init__(self, module: nn.Module, routing: Routing) -> None:
+        super().__init__()
+        self.module, self.routing = module, routing
+        self.copies = ByAdapter()
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for models that look at it."""
+        return self.module.weight  # pyright: ignore[reportReturnType]
+
+    def of(self, name: str | None) -> nn.Module:
+        """What an adapter's tokens go through."""
+        return self.copies[name] if name is not None and name in self.copies else self.module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, T, ...) -> (1, T, ...)."""
+        routing = self.routing
+        if routing.spans is None:
+            return self.of(routing.all)(x)
+        out: Tensor = self.module(x)
+        for name, places in routing.of(self.copies).items():
+            own = self.copies[name](x)
+            for place in places:
+                out[:, place] = own[:, place]
+        return out
+
+
 class LoRALinear(nn.Module):
     """A frozen linear layer with any number of adapters beside it."""
 
     def __init__(self, layer: nn.Linear, routing: Routing) -> None:
         super().__init__()
         self.layer, self.routing = layer, routing
-        self.adapters = nn.ModuleDict()
+        self.adapters = ByAdapter()
 
     @property
     def weight(self) -> Tensor:
@@ -169,18 +229,18 @@ class LoRALinear(nn.Module):
         if routing.spans is None and name is not None and name in self.adapters:
             return self._through(name, x)
         out: Tensor = self.layer(x)
-        for name in {owner for _, _, owner in routing.spans or () if owner in self.adapters}:
+        for name, places in routing.of(self.adapters).items():
             # Over the whole pass: a product's rounding may depend on how many rows it has.
             change = self.adapters[name](x, out, self.layer)
-            for start, end, owner in routing.spans or ():
-                if owner == name:
-                    out[:, start:end] += change[:, start:end]
+            for place in places:
+                out[:, place] += change[:, place]
         return out
 
     def _through(self, name: str, x: Tensor) -> Tensor:
         low = self.adapters[name]
         assert isinstance(low, LowRank)
-        if low.lengths is not None or (low.dropout and low.training):
+        packed = not self.weight.is_floating_point()
+        if packed or low.lengths is not None or (low.dropout and low.training):
             out = self.layer(x)
             return out + low(x, out, self.layer)
         beside = _Beside.apply(x, self.weight, self.layer.bias, *low.cast(x.dtype))

@@ -137,6 +137,8 @@ def check_layers(model: Probed) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+    # 4-bit weights have no gradient of their own; their layers are only ever called.
+    left = {name: layer for name, layer in left.items() if layer.weight.is_floating_point()}
     used = _matter(left, lambda: model.forest(batch)) if left else []
     if used:
         raise _unfit(

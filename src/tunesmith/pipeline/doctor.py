@@ -19,17 +19,9 @@ from tunesmith.models import fetch
 from tunesmith.models.catalog import DEFAULT, PACKAGED
 from tunesmith.models.lifetime import environment
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import learn, prepare
+from tunesmith.pipeline import learn, machine, prepare
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.recipe import Recipe
-
-ASK_TORCH = """
-import json, torch
-print(json.dumps({"version": torch.__version__, "cuda": torch.cuda.is_available(),
- "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
- "bf16": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
- "threads": torch.get_num_threads()}))
-"""
 
 
 def examine() -> list[dict[str, Any]]:
@@ -107,14 +99,10 @@ def profile(recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
-    # In a process of its own: no command but the engine's own imports torch.
-    ran = subprocess.run(
-        [sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, check=False
-    )
-    if ran.returncode != 0:
-        reason = ran.stderr.strip().splitlines()[-1:]
-        return _item("torch", False, " ".join(reason), "Type: pip install torch")
-    said = json.loads(ran.stdout)
+    try:
+        said = machine.torch_facts()
+    except TrainingError as error:
+        return _item("torch", False, error.found, "Type: pip install torch")
     where = said["device"] or f"CPU, {said['threads']} threads"
     fast = "" if said["cuda"] or said["bf16"] else ", no fast bfloat16: float32 is used"
     return _item("torch", True, f"{said['version']} on {where}{fast}", "")

@@ -38,6 +38,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The trained model, where all weights were trained."""
+        return self.path / "model"
+
+    @property
+    def tuned(self) -> Path | None:
+        """What training has left: an adapter or a model."""
+        return next((path for path in (self.adapter, self.model) if path.is_dir()), None)
+
+    @property
     def recipe(self) -> Path:
         """Every setting in force."""
         return self.path / "recipe.yaml"

@@ -37,7 +37,10 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         validation=str(folder.data / "validation.jsonl"),
         out=str(folder.path),
         dtype=recipe.model.dtype,
-        rank=int(method.rank),
+        full=method.adapter == "full",
+        embeddings=method.embeddings is True,
+        modules_to_save=method.modules_to_save,
+        rank=0 if method.adapter == "full" else int(method.rank),
         alpha=method.alpha,
         rslora=method.rslora,
         dora=method.adapter == "dora",
@@ -61,8 +64,9 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
 
 
 def trained(folder: RunFolder) -> bool:
-    """Whether training has ended with an adapter."""
-    return any(event["type"] == "trained" for event in folder.events()) and folder.adapter.is_dir()
+    """Whether training has ended with an adapter or a model."""
+    ended = any(event["type"] == "trained" for event in folder.events())
+    return ended and folder.tuned is not None
 
 
 def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None]) -> None:

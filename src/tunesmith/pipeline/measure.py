@@ -18,7 +18,7 @@ from tunesmith.evaluate.comparison import Noise, noise_floor
 from tunesmith.evaluate.evaluation import Arm, Build, Measured, Sample, evaluate
 from tunesmith.graders.choose import Chosen, choose
 from tunesmith.models.template import ChatTemplate
-from tunesmith.serve.engines import Engine
+from tunesmith.serve.engines import Engine, Engines
 
 CONCURRENCY = 64
 """Rows under way at once: a step of 64 takes hardly half again as long as one of 32."""
@@ -68,7 +68,7 @@ def pick_graders(train: Sequence[Conversation], named: Sequence[str]) -> Chosen:
 class Bench:
     """What every measurement of a run shares."""
 
-    engine: Engine
+    engine: Engine | Engines
     template: ChatTemplate
     train: Sequence[Conversation]
     chosen: Chosen
@@ -147,7 +147,7 @@ class Parity:
 
 
 async def check_parity(
-    engine: Engine, tuned: str, recorded: Path, rows: Sequence[Conversation]
+    engine: Engine | Engines, tuned: str, recorded: Path, rows: Sequence[Conversation]
 ) -> Parity:
     """Served = trained: equal ids, log-probabilities within limits, and not the base's.
 

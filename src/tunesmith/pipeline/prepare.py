@@ -232,11 +232,17 @@ def resolve_auto(
     epochs = settle("train.epochs", train.epochs, auto.epochs(rows))
     batch = settle("train.batch_rows", train.batch_rows, auto.batch_rows(rows))
     count = steps(rows, batch, epochs)
-    rate = auto.learning_rate(_width(model.folder), count, batch)
+    full = recipe.method.adapter == "full"
+    rate = auto.learning_rate(_width(model.folder), count, batch, full=full)
     settle("train.learning_rate", train.learning_rate, rate)
     settle("train.save_every", train.save_every, auto.save_every(count))
     settle("train.max_batch_tokens", train.max_batch_tokens, auto.max_batch_tokens())
-    settle("method.rank", recipe.method.rank, auto.rank(ledger.trained))
+    if not full:
+        settle("method.rank", recipe.method.rank, auto.rank(ledger.trained))
+    if recipe.method.embeddings == "auto":
+        values["method.embeddings"] = full
+    if recipe.method.adapter == "qlora":
+        values["model.dtype"] = "nf4"
     settle("evaluate.max_tokens", recipe.evaluate.max_tokens, _room(ledger, template.context))
     for name in ("validation", "test"):
         if getattr(recipe.data, name) == "auto":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, learn, measure, prepare
+from tunesmith.pipeline import conclude, learn, machine, measure, prepare
 from tunesmith.pipeline.folder import Clock, Event, RunFolder
 from tunesmith.pipeline.measure import Bench
 from tunesmith.pipeline.prepare import Prepared
@@ -145,6 +146,7 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
         UsageError: `out` holds another run.
         DataError: the data is refused.
     """
+    machine.able(recipe)
     model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
     template = ChatTemplate.load(model.folder)
     prepared = prepare.gather(
@@ -247,15 +249,15 @@ STEPS = (("explore", explore), ("train", train), ("compare", compare))
 def finish(run: Run, store: Store) -> None:
     """Register the model and write the report."""
     folder = run.folder
-    if folder.adapter.is_dir():
-        store.register_model(
-            run.tuned,
-            base=run.model.name,
-            base_hash=run.model.weights_hash,
-            base_folder=run.model.folder,
-            adapter_folder=folder.adapter,
-            run_id=folder.id,
-        )
+    own = folder.model.is_dir()
+    store.register_model(
+        run.tuned,
+        base=run.model.name,
+        base_hash=fetch.weights_hash(folder.model) if own else run.model.weights_hash,
+        base_folder=folder.model if own else run.model.folder,
+        adapter_folder=None if own else folder.adapter,
+        run_id=folder.id,
+    )
     run.report = conclude.with_timings(run.report, folder)
     samples = {
         arm["name"]: folder.read_lines(f"samples/{arm['name']}.jsonl") for arm in run.report["arms"]
@@ -275,20 +277,28 @@ def finish(run: Run, store: Store) -> None:
     store.finish_run(folder.id, ship=said["ship"], sentence=said["sentence"])
 
 
-async def _engine(run: Run, *, tuned: bool) -> engines.Engine:
-    adapters = {run.tuned: run.folder.adapter} if tuned else {}
-    spec = engines.EngineSpec(
+@asynccontextmanager
+async def _engines(run: Run, *, tuned: bool) -> AsyncGenerator[engines.Engines]:
+    """The base, and beside it what was trained: in one process where that is an adapter."""
+    base = engines.EngineSpec(
         run.model.folder,
         run.model.name,
-        adapters=adapters,
         dtype=run.recipe.model.dtype,
         max_rows=measure.CONCURRENCY,
     )
+    specs = [base]
+    if tuned and run.folder.model.is_dir():
+        specs.append(replace(base, model=run.folder.model, name=run.tuned))
+    elif tuned:
+        specs = [replace(base, adapters={run.tuned: run.folder.adapter})]
     run.screen.progress("starting the engine", 0, None)
-    return await engines.start(spec, log=run.folder.path / "engine.log")
+    async with AsyncExitStack() as stack:
+        log = run.folder.path / "engine.log"
+        started = [await stack.enter_async_context(await engines.start(s, log=log)) for s in specs]
+        yield engines.Engines(started)
 
 
-def _bench(run: Run, engine: engines.Engine) -> Bench:
+def _bench(run: Run, engine: engines.Engines) -> Bench:
     rows = run.rows("train")
     return Bench(
         engine=engine,
@@ -304,7 +314,7 @@ def _bench(run: Run, engine: engines.Engine) -> Bench:
 async def _explore(run: Run) -> dict[str, Any]:
     held = run.rows("validation")[: measure.EXPLORE_ROWS]
     wanted = run.recipe.evaluate.arms
-    async with await _engine(run, tuned=False) as engine:
+    async with _engines(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
         bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
@@ -341,7 +351,7 @@ async def _compare(run: Run) -> conclude.Findings:
     explored = run.folder.read_json("explore.json")
     held = run.rows("validation")
     rows = (run.rows("test") or held)[: run.recipe.evaluate.limit]
-    async with await _engine(run, tuned=True) as engine:
+    async with _engines(run, tuned=True) as engine:
         parity = await measure.check_parity(
             engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
         )

@@ -40,6 +40,7 @@ def evaluate(recipe: Recipe, arms: Sequence[str], screen: Screen) -> dict[str, A
             name: deployment(store, recipe.model.name if name == "base" else name, say=screen.say)
             for name in arms
         }
+        tuned = {model.name for model in store.models()}
     template = ChatTemplate.load(next(iter(places.values())).base_folder)
     data = recipe.data.model_copy(update={"validation": 0, "test": 0})
     prepared = prepare.gather(data, template, seed=recipe.train.seed)
@@ -47,7 +48,7 @@ def evaluate(recipe: Recipe, arms: Sequence[str], screen: Screen) -> dict[str, A
     screen.checked(prepared, report)
     prepare.refuse(prepared, data, report)
     rows = prepare.demonstrations(prepared.dataset)[: recipe.evaluate.limit]
-    measured, chosen = asyncio.run(_measure(places, rows, recipe, template, screen))
+    measured, chosen = asyncio.run(_measure(places, tuned, rows, recipe, template, screen))
     pairs = [compare(a, b, chosen.primary) for a, b in combinations(measured, 2)]
     return {
         "primary": chosen.primary,
@@ -60,6 +61,7 @@ def evaluate(recipe: Recipe, arms: Sequence[str], screen: Screen) -> dict[str, A
 
 async def _measure(
     places: dict[str, Deployment],
+    tuned: set[str],
     rows: Sequence[Conversation],
     recipe: Recipe,
     template: ChatTemplate,
@@ -74,7 +76,7 @@ async def _measure(
     async with Router(logs=fetch.home() / "logs", max_rows=measure.CONCURRENCY) as router:
         for name, place in places.items():
             model = (await router.engine(place)).chat(place.name)
-            arm = Arm(name, "tuned" if place.adapter else "base", model, scorer=model)
+            arm = Arm(name, "tuned" if name in tuned else "base", model, scorer=model)
             found.append(
                 await evaluate_arm(
                     arm,

@@ -29,15 +29,14 @@ def deployment(
     if found is None:
         spec = fetch.resolve(name or DEFAULT, say=say)
         return Deployment(spec.name, spec.name, spec.folder)
-    adapter = Path(found.adapter_folder) if found.adapter_folder else None
-    return Deployment(found.name, found.base, Path(found.base_folder), adapter)
+    return Deployment.registered(found.name, found.base, found.base_folder, found.adapter_folder)
 
 
 def usual_system(model: RegisteredModel | None) -> str | None:
     """The system message that a tuned model saw most often in training, or None."""
-    if model is None or model.adapter_folder is None:
+    if model is None:
         return None
-    rows = Path(model.adapter_folder).parent / "data" / "train.jsonl"
+    rows = Path(model.adapter_folder or model.base_folder).parent / "data" / "train.jsonl"
     if not rows.is_file():
         return None
     seen: Counter[str | None] = Counter()

@@ -92,6 +92,20 @@ class Engine:
         await _end(self._process)
 
 
+class Engines:
+    """Several engines as one: each name is answered by the one that has it, the base by the first."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+
+    def chat(self, model: str | None = None) -> EngineClient:
+        """See Engine.chat."""
+        for engine in self._engines:
+            if model == engine.spec.name or model in engine.adapters:
+                return engine.chat(model)
+        return self._engines[0].chat(model)
+
+
 async def start(
     spec: EngineSpec,
     *,

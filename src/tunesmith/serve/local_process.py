@@ -33,7 +33,7 @@ class Spec(BaseModel):
     """Bearer key of every request."""
     parent: int
     """Id of the process that this one ends with."""
-    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32", "float64", "nf4"] = "auto"
     adapters: dict[str, Path] = {}
     host: str = "127.0.0.1"
     port: int = 0

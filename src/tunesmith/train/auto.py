@@ -20,13 +20,17 @@ class Choice:
     reason: str
 
 
-def learning_rate(width: int, steps: int, batch: int) -> Choice:
+def learning_rate(width: int, steps: int, batch: int, *, full: bool = False) -> Choice:
     """Peak rate for hidden states of `width`, a run of `steps`, and `batch` rows a step.
 
     Adam's rate goes with the root of the batch (Malladi et al. 2022, arXiv:2205.10287).
+
+    Args:
+        full: of all weights, and not of an adapter.
     """
-    rate = 5e-4 * (2000 / width) ** 0.78 * math.sqrt(batch / 32)
-    reason = f"10 x 5e-5 x (2000 / width {width})^0.78 x (batch {batch} / 32)^0.5"
+    times = 1 if full else 10
+    rate = times * 5e-5 * (2000 / width) ** 0.78 * math.sqrt(batch / 32)
+    reason = f"{times} x 5e-5 x (2000 / width {width})^0.78 x (batch {batch} / 32)^0.5"
     if steps < 100:
         rate *= 1.5
         reason += f", x 1.5 for a run of only {steps} steps"

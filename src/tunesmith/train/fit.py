@@ -23,7 +23,7 @@ from tunesmith.train.pack import pack
 from tunesmith.train.parity import record
 from tunesmith.train.ranks import Ranks
 from tunesmith.train.spec import TrainSpec, steps
-from tunesmith.train.trainer import Trainer
+from tunesmith.train.trainer import FullSettings, Trainer
 
 Emit = Callable[[dict[str, Any]], None]
 Rows = Sequence[tuple[Chain, ...]]
@@ -42,7 +42,8 @@ class Progress:
 
 
 def fit(spec: TrainSpec, emit: Emit) -> None:
-    """Train as the spec says, from the newest checkpoint if there is one, and write adapter/.
+    """Train as the spec says, from the newest checkpoint if there is one, and write adapter/ or
+    model/.
 
     Raises:
         TrainingError: a gradient is not finite.
@@ -89,7 +90,7 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
     if progress.best_step != progress.step:
         best = checkpoint.load(out / "checkpoints", progress.best_step)
         trainer.restore(best["trainer"])
-    _write_adapter(spec, trainer, progress, model.template.fingerprint)
+    _write(spec, trainer, progress, model.template.fingerprint)
     record(model, held or train, out / "parity.json")
     emit(
         {
@@ -103,13 +104,18 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
 
 
 def trainer_of(spec: TrainSpec, ranks: Ranks | None = None) -> Trainer:
-    """The base with a fresh adapter, as the spec wants them."""
+    """The base and what is to be trained of it or beside it, as the spec wants them."""
     model = load(Path(spec.model), dtype=spec.dtype, device=spec.device)  # pyright: ignore[reportArgumentType]
     if spec.activation_checkpointing:
         model.recompute()
-    settings = LoRASettings(
-        spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora
-    )
+    if spec.full:
+        settings = FullSettings(spec.embeddings)
+    else:
+        whole = spec.modules_to_save
+        whole += model.adapters.embeddings if spec.embeddings else ()
+        settings = LoRASettings(
+            spec.rank, spec.alpha, spec.rslora, spec.dropout, spec.targets, spec.dora, whole
+        )
     return Trainer(model, settings, seed=spec.seed, weight_decay=spec.weight_decay, ranks=ranks)
 
 
@@ -225,19 +231,23 @@ def _resume(folder: Path, trainer: Trainer, emit: Emit) -> Progress | None:
     return Progress(**state["progress"])
 
 
-def _write_adapter(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str) -> None:
-    out = Path(spec.out)
+def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str) -> None:
+    """The adapter in adapter/, or all weights in model/."""
+    out, name = Path(spec.out), "model" if spec.full else "adapter"
+    held = "nf4" if spec.dtype == "nf4" else str(trainer.model.dtype).removeprefix("torch.")
     card = {
         "base": spec.name,
         "base_revision": spec.revision,
         "base_weights": spec.weights_hash,
         "base_note": spec.note,
         "template": template,
-        "precision": "float32 masters",
+        "held_in": held,
+        "precision": held if spec.full else "float32 masters",
         "step": progress.best_step,
     }
-    trainer.save(out / ".adapter.partial", base=spec.name, card=card)
-    checkpoint.place(out / ".adapter.partial", out / "adapter")
+    scratch = out / f".{name}.partial"
+    trainer.save(scratch, base=spec.name, card=card)
+    checkpoint.place(scratch, out / name)
 
 
 def _flat(rows: Rows) -> list[Chain]:

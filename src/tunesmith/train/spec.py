@@ -18,6 +18,9 @@ class TrainSpec:
             the adapter's card.
         train, validation: files as data.split.write_jsonl writes them.
         out: the run's folder; checkpoints/ and adapter/ are made in it.
+        full: all weights are trained, and rank to targets mean nothing.
+        embeddings: so are the embeddings and the head, whatever else is.
+        modules_to_save: these as well, by the ends of their paths.
         processes: how many were started to train as one; see train.ranks.
         parent: process id that this one dies with; 0 for none.
     """
@@ -31,6 +34,9 @@ class TrainSpec:
     out: str
     dtype: str = "auto"
     device: str = "auto"
+    full: bool = False
+    embeddings: bool = False
+    modules_to_save: tuple[str, ...] = ()
     rank: int = 16
     alpha: float = 32.0
     rslora: bool = False
@@ -61,8 +67,9 @@ class TrainSpec:
     def read(cls, path: Path) -> TrainSpec:
         """The inverse of `write`."""
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values.get("targets"), list):
-            values["targets"] = tuple(values["targets"])
+        for key in ("targets", "modules_to_save"):
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
         return cls(**values)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tunesmith.errors import TrainingError
 from tunesmith.models.load import LoadedModel
@@ -18,12 +20,23 @@ from tunesmith.train.ranks import Ranks
 ADAPTER = "trained"
 
 
+@dataclass(frozen=True, slots=True)
+class FullSettings:
+    """All weights are trained; the embeddings and the head unless told otherwise."""
+
+    embeddings: bool = True
+
+
 class Trainer:
-    """An adapter that learns beside a frozen model.
+    """A model that learns: an adapter beside it, modules of it, or all of it.
+
+    Adam's state and the weights that it moves are float32 at least. Where the model computes with
+    fewer digits they are masters: gradients are summed into theirs, and the model gets a copy after
+    each step, so that small updates are not lost.
 
     Args:
-        model: the base; the adapter is added to it.
-        settings: rank, alpha, targets.
+        model: the base; an adapter is added to it.
+        settings: of the adapter, or that all weights are trained.
         seed: of the adapter's start, and of dropout where the caller does not seed it anew.
         weight_decay: decoupled, of AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101).
         ranks: the processes that train as one; each is given its own rows.
@@ -32,17 +45,25 @@ class Trainer:
     def __init__(
         self,
         model: LoadedModel,
-        settings: LoRASettings,
+        settings: LoRASettings | FullSettings,
         *,
         seed: int,
         weight_decay: float = 0.0,
         ranks: Ranks | None = None,
     ) -> None:
         self.model, self.ranks = model, ranks or Ranks()
-        model.adapters.create(ADAPTER, settings, seed=seed)
-        model.adapters.routing.all = ADAPTER
+        self.full = isinstance(settings, FullSettings)
+        if isinstance(settings, FullSettings):
+            learning = model.unfreeze(embeddings=settings.embeddings)
+        else:
+            model.adapters.create(ADAPTER, settings, seed=seed)
+            model.adapters.routing.all = ADAPTER
+            learning = model.adapters.parameters(ADAPTER)
         torch.manual_seed(seed)
-        self.weights = model.adapters.parameters(ADAPTER)
+        self.weights = [_master(weight) for weight in learning]
+        self._copies = [
+            pair for pair in zip(self.weights, learning, strict=True) if pair[0] is not pair[1]
+        ]
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=0.0, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True
         )
@@ -55,6 +76,11 @@ class Trainer:
         loss = objective(self._branches(batch))
         self._dropout(on=False)
         loss.sum.backward()  # pyright: ignore[reportUnknownMemberType]
+        for master, copy in self._copies:
+            if copy.grad is not None:
+                grad = copy.grad.to(master.dtype)
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                copy.grad = None
         self._count += loss.count
         return Loss(loss.sum.detach(), loss.count, loss.metrics)
 
@@ -87,6 +113,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._copy()
         self._count = 0.0
         return norm
 
@@ -101,8 +128,11 @@ class Trainer:
         return total / count
 
     def save(self, folder: Path, *, base: str, card: Mapping[str, Any]) -> None:
-        """Write the adapter in PEFT's format."""
-        self.model.adapters.save(ADAPTER, folder, base=base, card=card)
+        """Write the adapter in PEFT's format, or the whole model in transformers' own."""
+        if self.full:
+            self.model.save(folder, card=card)
+        else:
+            self.model.adapters.save(ADAPTER, folder, base=base, card=card)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on but its number, which its random draws come from."""
@@ -116,6 +146,7 @@ class Trainer:
         with torch.no_grad():
             for weight, saved in zip(self.weights, state["weights"], strict=True):
                 weight.copy_(saved)
+        self._copy()
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _branches(self, batch: PackedBatch) -> Branches:
@@ -127,6 +158,18 @@ class Trainer:
             branch=torch.from_numpy(batch.branch[trained]).to(device),
         )
 
+    @torch.no_grad()
+    def _copy(self) -> None:
+        for master, copy in self._copies:
+            copy.copy_(master)
+
     def _dropout(self, *, on: bool) -> None:
         for _, low in self.model.adapters.lows(ADAPTER):
             low.train(on)
+
+
+def _master(weight: nn.Parameter) -> nn.Parameter:
+    """The weight itself, or a float32 copy of one that has fewer digits."""
+    if weight.dtype in (torch.float32, torch.float64):
+        return weight
+    return nn.Parameter(weight.detach().float())

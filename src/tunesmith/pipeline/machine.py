@@ -1,0 +1,48 @@
+"""What torch has to compute with, asked in a process of its own: no command imports torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tunesmith.errors import TrainingError, UsageError
+from tunesmith.recipe import Recipe
+
+ASK_TORCH = """
+import json, torch
+print(json.dumps({"version": torch.__version__, "cuda": torch.cuda.is_available(),
+ "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+ "bf16": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+ "threads": torch.get_num_threads()}))
+"""
+
+
+def torch_facts() -> dict[str, Any]:
+    """version, cuda, device (its name or None), bf16 (whether the processor multiplies it), threads.
+
+    Raises:
+        TrainingError: torch cannot be imported.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, check=False
+    )
+    if ran.returncode != 0:
+        raise TrainingError(" ".join(ran.stderr.strip().splitlines()[-1:]))
+    return json.loads(ran.stdout)
+
+
+def able(recipe: Recipe) -> None:
+    """Refuse what this machine cannot do before anything is fetched or read.
+
+    Raises:
+        UsageError: 4-bit weights without CUDA.
+    """
+    four_bits = recipe.method.adapter == "qlora" or recipe.model.dtype == "nf4"
+    if four_bits and not torch_facts()["cuda"]:
+        raise UsageError(
+            "QLoRA on a machine without CUDA",
+            expected="CUDA: on the CPU, half of the adapters were seen to get no gradient",
+            remedy="Use --set method.adapter=lora; train.activation_checkpointing=true saves memory.",
+        )
