@@ -14,6 +14,7 @@ from work import ANSWER
 from tunesmith.models.generate import Request, Sampler
 from tunesmith.models.load import load
 from tunesmith.models.lora import LoRASettings
+from tunesmith.models.passes import Shared
 from tunesmith.models.template import Chain
 from tunesmith.train import objectives
 from tunesmith.train.pack import pack
@@ -55,7 +56,9 @@ def sample(folder: Path, name: str, asked: dict[str, Any], turns: Turns) -> None
     prompts = json.loads((folder / f"prompts-{name}.json").read_text())[: asked["prompts"]]
 
     def turn() -> dict[str, Any]:
-        sampler._prefixes.clear()  # pyright: ignore[reportPrivateUsage]  # each turn pays for them
+        kept = sampler._passes  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(kept, Shared)
+        kept.prefixes.clear()  # each turn pays for them
         for place, row in enumerate(prompts):
             prefix, prompt = tuple(row["prefix"]), tuple(row["prompt"])
             sampler.submit(Request(str(place), prefix, prompt, ANSWER))

@@ -17,6 +17,75 @@ import pytest
 
 SHARED = Path(os.environ.get("TUNESMITH_SHARED", Path(__file__).parents[2] / "shared"))
 USER_HOME = os.environ.get("TUNESMITH_HOME")
+QWEN = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+NARROW: dict[str, dict[str, object]] = {
+    "llama": {},
+    "qwen2": QWEN,
+    "qwen3": QWEN,
+    "gemma2": {"head_dim": 12, "sliding_window": 16},
+    "gemma3_text": {
+        "head_dim": 12,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mistral": {"sliding_window": 16},
+    "phi3": {"sliding_window": 16},
+    "gpt_neox": {},
+    "granite": {},
+    "cohere2": {"sliding_window": 16},
+    "olmo3": {"sliding_window": 16},
+    "gpt_oss": {
+        "head_dim": 12,
+        "sliding_window": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+"""Settings by family: a window of 16 tokens, in one layer of two at least, where it can have one."""
+APART: dict[str, dict[str, object]] = {
+    # The registered function is ignored.
+    "bloom": {},
+    # Keyword arguments are dropped before attention.
+    "stablelm": {"partial_rotary_factor": 0.5, "head_dim": 12},
+    "nemotron": {},
+    # Attention is looked up among the family's own, by its name.
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        **{"num_layers": 2, "num_heads": 4, "window_size": 16},
+    },
+    # Masks of their own, windows that are no sliding ones.
+    "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 2},
+    "doge": {"head_dim": 12},
+    "llama4_text": {
+        **{"head_dim": 12, "attention_chunk_size": 16, "intermediate_size_mlp": 96},
+        "num_local_experts": 4,
+    },
+    # State beside attention; the last one keeps nothing that goes in again.
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "falcon_h1": {
+        **{"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+        "mamba_chunk_size": 16,
+    },
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "attention"],
+        **{"lru_width": 48, "head_dim": 12, "attention_window_size": 16},
+    },
+}
+"""Settings of families that a forest cannot run."""
+LONGROPE: dict[str, object] = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+        "long_factor": [2.0, 4.0, 6.0, 8.0, 10.0, 12.0],
+        "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 1.0,
+    },
+}
+"""A Phi-3 whose rotary factors change when the longest row of a batch passes 64 tokens."""
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +119,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def narrow(tiny: Callable[..., Path]) -> Callable[[str], Path]:
+    """Tiny models by family, with windows that a test's rows are longer than."""
+    return lambda family: tiny(family, **NARROW[family])
+
+
+@pytest.fixture(scope="session")
+def apart(tiny: Callable[..., Path]) -> Callable[[str], Path]:
+    """Tiny models by family that are computed row by row."""
+    return lambda family: tiny(family, **APART[family])
+
+
+@pytest.fixture(scope="session")
+def longrope(tiny: Callable[..., Path]) -> Path:
+    """A tiny Phi-3 with one set of rotary factors up to 64 tokens and another beyond."""
+    return tiny("phi3", **LONGROPE)
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def test_a_training_is_told_from_its_first_event_to_its_last(
 ) -> None:
     training = {
         **{"type": "training", "parameters": 24576, "rows": 60, "steps": 2, "share": True},
-        **{"dtype": "bfloat16", "device": "cpu"},
+        **{"dtype": "bfloat16", "device": "cpu", "reason": ""},
     }
     step = {"type": "step", "step": 1, "loss": 2.0, "tokens": 5, "memory_mb": 3}
     with screen:
@@ -95,6 +95,20 @@ def test_a_training_is_told_from_its_first_event_to_its_last(
     assert "going on from the checkpoint of step 0" in told
     assert "step 0 validation loss 1.2500" in told
     assert "the best step was 2, stopped early" in told
+
+
+def test_a_base_that_cannot_share_is_told_with_its_reason(
+    screen: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = {
+        **{"type": "training", "parameters": 1, "rows": 6, "steps": 2, "share": False},
+        **{"dtype": "float32", "device": "cpu", "reason": "XForCausalLM has layers of conv"},
+    }
+    with screen:
+        screen.event(event)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "(float32, cpu, rows computed apart)" in told
+    assert "sharing is off, as XForCausalLM has layers of conv: each row is computed by" in told
 
 
 def test_a_real_terminal_gets_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,11 @@ class Terminal:
                 f"training {event['parameters']:,} weights on {event['rows']:,} rows in "
                 f"{event['steps']:,} steps ({event['dtype']}, {event['device']}, {shared})"
             )
+            if event["reason"]:
+                self.say(
+                    f"sharing is off, as {event['reason']}: each row is computed by itself, "
+                    "which takes longer"
+                )
         elif kind == "step":
             self.progress(self._training.line(event), event["step"], self._training.steps)
         elif kind == "validation":

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tunesmith.chat import Message
-from tunesmith.errors import AdapterError
-from tunesmith.models import generate
+from tunesmith.errors import AdapterError, ModelError
+from tunesmith.models import passes
 from tunesmith.models.generate import Request, Sampler, ScoreRequest, Token
 from tunesmith.models.load import DType, LoadedModel, load
 from tunesmith.models.lora import LoRASettings
@@ -19,21 +19,10 @@ from tunesmith.models.template import Chain, Exchange
 from tunesmith.models.tree import plant
 
 PREFIX = tuple(range(30, 75))
-FAMILIES: dict[str, dict[str, object]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 16},
-    "gemma2": {"head_dim": 12, "sliding_window": 16},
-    "gemma3_text": {"head_dim": 12, "sliding_window": 16},
-    "qwen3": {},
-    "gpt_neox": {},
-    "gpt_oss": {
-        "head_dim": 12,
-        "sliding_window": 16,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    },
-}
+FAMILIES = (
+    *("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt_neox"),
+    "gpt_oss",
+)
 
 
 def requests(count: int, *, seed: int = 0, adapter: str | None = None) -> list[Request]:
@@ -84,27 +73,85 @@ def with_adapter(folder: Path, out: Path) -> LoadedModel:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_trap_37_greedy_answers_are_those_of_transformers(
-    tiny: Callable[..., Path], family: str
-) -> None:
-    folder = tiny(family, **FAMILIES[family])
-    asked = [replace(item, max_tokens=24) for item in requests(6)]
-    ours = answers(Sampler(load(folder, dtype="float32"), max_rows=4), asked)
+def assert_greedy(ours: Sequence[Token], folder: Path, prompt: tuple[int, ...]) -> None:
+    """Each token is the likeliest one after those before it, as the model's own eager attention
+    says in one plain pass over the whole sequence, and has its log-probability."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
+    whole = torch.tensor([[*prompt, *ids(ours)]])
+    with torch.no_grad():
+        said = model(whole, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    assert ids(ours) == said.argmax(1).tolist()
+    wanted = said.max(1).values.tolist()
+    assert [token.logprob for token in ours] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trap_37_greedy_answers_are_those_of_transformers(
+    narrow: Callable[[str], Path], family: str
+) -> None:
+    folder = narrow(family)
+    asked = [replace(item, max_tokens=24) for item in requests(6)]
+    ours = answers(Sampler(load(folder, dtype="float32"), max_rows=4), asked)
     for item in asked:
-        prompt = torch.tensor([item.prefix + item.prompt])
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=257,
-            pad_token_id=259,
-        )
-        assert ids(ours[item.id]) == out[0, prompt.shape[1] :].tolist()
+        assert_greedy(ours[item.id], folder, item.prefix + item.prompt)
+
+
+APART = ("bloom", "nemotron", "gpt_neo", "llama4_text", "lfm2", "falcon_h1", "recurrent_gemma")
+
+
+@pytest.mark.parametrize("family", APART)
+def test_trap_38_a_model_that_cannot_share_answers_and_scores_as_transformers_does(
+    apart: Callable[[str], Path], family: str
+) -> None:
+    """More requests than rows; the last family reads its rows again for every token."""
+    folder = apart(family)
+    sampler = Sampler(load(folder, dtype="float32"), max_rows=2)
+    asked = requests(4)
+    ours = answers(sampler, asked)
+    for item in asked:
+        assert ours[item.id][-1].finish
+        assert_greedy(ours[item.id], folder, item.prefix + item.prompt)
+    scores = [ScoreRequest(r.prefix, r.prompt, tuple(ids(ours[r.id]))) for r in asked]
+    for item, scored in zip(asked, sampler.score(scores), strict=True):
+        assert scored == pytest.approx([t.logprob for t in ours[item.id]], abs=1e-4)
+
+
+def test_trap_18_a_model_that_cannot_share_serves_each_row_through_its_adapter(
+    apart: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = with_adapter(apart("lfm2"), tmp_path)
+    sampler = Sampler(load(apart("lfm2"), dtype="float32"), max_rows=3)
+    sampler.add_adapter("a", tmp_path)
+    plain, tuned = requests(3), requests(3, adapter="a")
+    tuned = [replace(item, id="t" + item.id) for item in tuned]
+    got = answers(sampler, [item for pair in zip(plain, tuned, strict=True) for item in pair])
+    for item in plain:
+        assert_same(got[item.id], alone(apart("lfm2"), item))
+        assert ids(got[item.id]) != ids(got["t" + item.id])
+    model.adapters.routing.all = "a"
+    for item in tuned:
+        row = item.prefix + item.prompt + tuple(ids(got[item.id]))
+        mask = (False,) * (len(row) - 10) + (True,) * 10
+        with torch.no_grad():
+            wanted = model.logprobs(plant([Chain(row, mask)])).tolist()
+        assert [t.logprob for t in got[item.id]] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_trap_37_answers_end_where_rotary_factors_would_change(longrope: Path) -> None:
+    """A long row and a short one in each other's company; none is taken in that is too long."""
+    sampler = Sampler(load(longrope, dtype="float32"), max_rows=4)
+    asked = [Request(f"r{n}", PREFIX, tuple(range(n)), max_tokens=40) for n in (3, 10, 18)]
+    ours = answers(sampler, asked)
+    assert [len(ours[item.id]) for item in asked] == [16, 9, 1]
+    for item in asked:
+        assert ours[item.id][-1].finish == "length"
+        assert_greedy(ours[item.id], longrope, item.prefix + item.prompt)
+    with pytest.raises(ModelError, match="a row of 65 tokens"):
+        sampler.submit(Request("long", PREFIX, tuple(range(20)), max_tokens=1))
+    with pytest.raises(ModelError, match="a row of 65 tokens"):
+        sampler.score([ScoreRequest(PREFIX, tuple(range(10)), tuple(range(10)))])
 
 
 def test_trap_32_a_batch_answers_as_each_alone(tiny: Callable[..., Path]) -> None:
@@ -175,7 +222,7 @@ def test_of_those_that_will_fit_the_shortest_join_first(tiny: Callable[..., Path
 
 
 def test_long_prompts_and_answers_outgrow_every_block(tiny: Callable[..., Path]) -> None:
-    prompt = tuple(np.random.default_rng(3).integers(0, 256, generate.PREFILL + 70).tolist())
+    prompt = tuple(np.random.default_rng(3).integers(0, 256, passes.PREFILL + 70).tolist())
     long = Request("long", (), prompt, max_tokens=140)
     short = Request("short", (), prompt[:3], max_tokens=150)
     model = load(tiny(), dtype="float32")
@@ -377,14 +424,14 @@ def test_an_answer_ends_with_the_end_of_turn_the_limit_or_the_context(
 def test_cached_prefixes_stay_within_their_limit(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "PREFIX_TOKENS", 100)
+    monkeypatch.setattr(passes, "PREFIX_TOKENS", 100)
     sampler = Sampler(load(tiny(), dtype="float32"), max_rows=2)
     asked = [
         Request(f"r{n}", tuple(range(n, n + 45)), (1, 2), max_tokens=6) for n in (0, 1, 2, 3, 0)
     ]
     asked = [replace(item, id=f"{place}") for place, item in enumerate(asked)]
     got = answers(sampler, asked)
-    held = sum(prefix.length for prefix in sampler._prefixes.values())
+    held = sum(prefix.length for prefix in sampler._passes.prefixes.values())
     assert held <= 100
     for item in asked:
         assert_same(got[item.id], alone(tiny(), item))

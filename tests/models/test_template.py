@@ -359,6 +359,19 @@ def test_the_token_behind_an_answer_ends_a_turn_though_no_config_names_it() -> N
         (
             {
                 "max_position_embeddings": 8192,
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default"},
+                    "full_attention": {
+                        "rope_type": "longrope",
+                        "original_max_position_embeddings": 2048,
+                    },
+                },
+            },
+            2048,
+        ),
+        (
+            {
+                "max_position_embeddings": 8192,
                 "rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 1024},
             },
             8192,

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tunesmith.data.split import read_jsonl
 from tunesmith.errors import DataError, TrainingError
 from tunesmith.models.fetch import card as read_card
+from tunesmith.models.generate import Sampler, ScoreRequest
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.tree import plant
 from tunesmith.train import checkpoint, methods
@@ -214,6 +215,34 @@ def test_the_rows_of_both_files_are_used(
     swapped = run(spec_of(tmp_path / "swapped", train=spec.validation, validation=spec.train))
     assert swapped[0]["rows"] == 4
     assert of(swapped, "validation")[0]["loss"] != of(plain[1], "validation")[0]["loss"]
+
+
+def test_trap_38_a_base_that_cannot_share_is_trained_row_by_row_and_says_why(
+    apart: Callable[[str], Path], spec_of: Spec, tmp_path: Path
+) -> None:
+    events = run(spec_of(tmp_path, model=str(apart("lfm2")), learning_rate=1e-2, epochs=4.0))
+    assert events[0]["share"] is False
+    assert events[0]["reason"] == "Lfm2ForCausalLM has layers of conv"
+    assert all(step["distinct_tokens"] == step["tokens"] for step in of(events, "step"))
+    losses = [event["loss"] for event in of(events, "validation")]
+    assert losses[-1] < 0.9 * losses[0]
+    # What a server is held to: the adapter, served, says what the trainer said.
+    said = json.loads((tmp_path / "parity.json").read_text())
+    assert said["noise"]["largest"] < 1e-4
+    model = load(apart("lfm2"), dtype="float32")
+    sampler = Sampler(model)
+    model.adapters.load("a", tmp_path / "adapter", weights_hash="h1")
+    for said_of in said["rows"]:
+        (row,) = methods.sft(read_jsonl(Path(spec_of(tmp_path).validation)), model.template)[
+            said_of["row"]
+        ]
+        answer = tuple(said_of["ids"])
+        request = ScoreRequest((), row.ids[: -len(answer)], answer, "a")
+        assert sampler.score([request])[0] == pytest.approx(said_of["logprobs"], abs=1e-4)
+
+
+def test_a_base_that_shares_has_no_reason_not_to(plain: tuple[Path, Any]) -> None:
+    assert plain[1][0]["reason"] == ""
 
 
 def test_a_device_that_is_not_there_is_not_ignored(spec_of: Spec, tmp_path: Path) -> None:

@@ -114,10 +114,9 @@ def test_trap_06_a_last_batch_that_is_short_counts_by_its_tokens(
     ("family", "limit"), [(EXACT, 1e-12), ("llama", 1e-6), ("gemma2", 1e-6), ("mistral", 1e-6)]
 )
 def test_a_forest_gives_the_gradient_of_its_separate_rows(
-    tiny: Callable[..., Path], rows: Rows, family: str, limit: float
+    narrow: Callable[[str], Path], rows: Rows, family: str, limit: float
 ) -> None:
-    small = {"gemma2": {"head_dim": 12, "sliding_window": 16}, "mistral": {"sliding_window": 16}}
-    folder = tiny(family, **small.get(family, {}))
+    folder = narrow(family)
     paths = chains(rows(6))
     forest = plant(paths)
     assert forest.size < sum(len(path.ids) for path in paths)
@@ -140,22 +139,61 @@ def test_trap_07_two_processes_that_add_sums_and_counts_are_one(
     torch.testing.assert_close(sum(shards) / sum(counts), whole, rtol=1e-9, atol=1e-12)
 
 
-def test_the_gradient_is_that_of_autograd_through_the_models_own_logits(
-    tiny: Callable[..., Path], rows: Rows
+def eagerly(trainer: Trainer, paths: Sequence[Chain]) -> tuple[Tensor, float]:
+    """Loss and gradient of rows that run one by one through the family's own eager attention."""
+    module = trainer.model.module
+    module.set_attn_implementation("eager")
+    picked: list[Tensor] = []
+    for path in paths:
+        ids = torch.tensor(path.ids)
+        logits = module(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        said = logits.gather(1, ids[1:, None]).squeeze(1)
+        picked.append(said[torch.tensor(path.trained[1:])])
+    loss = torch.cat(picked).mean().neg()
+    loss.backward()
+    taken = torch.cat([weight.grad.flatten() for weight in trainer.weights])  # pyright: ignore
+    return taken, float(loss.detach())
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt_neox"]
+)
+def test_trap_37_loss_and_gradient_of_a_forest_are_those_of_rows_in_transformers(
+    narrow: Callable[[str], Path], rows: Rows, family: str
 ) -> None:
-    """The whole path (fused attention, blocks of logits, adapters) against plain autograd."""
-    path = chains(rows(4))[3]
-    ours = gradient(made(tiny()), [plant([path])])
-    trainer = made(tiny())
-    model = trainer.model
-    ids = torch.tensor(path.ids)
-    model.module.set_attn_implementation("eager")
-    logits = model.module(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
-    picked = logits.gather(1, ids[1:, None]).squeeze(1)[torch.tensor(path.trained[1:])]
-    picked.mean().neg().backward()
-    theirs = torch.cat([w.grad.flatten() for w in trainer.weights])  # pyright: ignore
+    """The whole path (attention, blocks of logits, adapters), beyond the window, and plain autograd
+    through the model's own logits."""
+    paths = chains(rows(6))
+    assert min(len(path.ids) for path in paths) > 4 * 16
+    forest = plant(paths)
+    assert forest.size < sum(len(path.ids) for path in paths)
+    ours = gradient(made(narrow(family)), [forest])
+    theirs = eagerly(made(narrow(family)), paths)
     # Eager attention rounds its softmax to float32 even in a float64 model.
-    torch.testing.assert_close(ours[0], theirs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-6)
+    assert ours[1] == pytest.approx(theirs[1], abs=1e-6)
+    assert float(theirs[0].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["bloom", "gpt_neo", "lfm2", "falcon_h1", "recurrent_gemma"])
+def test_trap_38_a_model_that_cannot_share_learns_from_the_gradient_of_its_rows(
+    apart: Callable[[str], Path], rows: Rows, family: str
+) -> None:
+    """One batch, several, with layers computed again: loss and gradient of transformers' rows."""
+    paths = chains(rows(5))
+    theirs = eagerly(made(apart(family), dtype="float32"), paths)
+    again = made(apart(family), dtype="float32")
+    again.model.recompute()
+    for trainer, limit in (
+        (made(apart(family), dtype="float32"), 4096),
+        (made(apart(family), dtype="float32"), 200),
+        (again, 4096),
+    ):
+        ours = gradient(trainer, pack(paths, max_tokens=limit, share=False))
+        assert ours[1] == pytest.approx(theirs[1], abs=1e-4)
+        scale = float(theirs[0].abs().max())
+        assert scale > 1e-3
+        assert float((ours[0] - theirs[0]).abs().max()) < 1e-3 * scale
 
 
 def full(folder: Path, *, dtype: Any = "float64", embeddings: bool = True) -> Trainer:

@@ -74,6 +74,11 @@ def forest_attention(
             "the model dropped the batch's structure before attention",
             expected="a model of transformers that hands keyword arguments to its attention",
         )
+    if attention_mask is not None:
+        raise ModelError(
+            "the model makes an attention mask of its own",
+            expected="a model that leaves to its attention which tokens see each other",
+        )
     if dropout:
         raise ModelError(
             f"the model asks for attention dropout {dropout}", expected="attention_dropout 0"
@@ -170,14 +175,14 @@ def _group(batch: PackedBatch) -> list[_Group]:
             above = runs[above].parent
         joined = np.concatenate(path) if path else np.zeros(0, dtype=np.int64)
         children.sort(key=lambda index: runs[index].length)
-        for bucket in _buckets([runs[index].length for index in children]):
-            own, real = _padded([runs[index] for index in children[bucket]])
+        for bucket in buckets([runs[index].length for index in children]):
+            own, real = padded([runs[index] for index in children[bucket]])
             groups.append(_Group(own, torch.from_numpy(joined), real, own.reshape(-1)[real]))
     return groups
 
 
-def _padded(members: Sequence[Segment]) -> tuple[Tensor, Tensor]:
-    """Token indices (n, L), the last repeated, and the places of n * L that are no repetition."""
+def padded(members: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+    """Token indices (n, L) of some runs, the last repeated, and the places of n * L that are none."""
     length = max(run.length for run in members)
     own = np.stack(
         [np.minimum(np.arange(run.start, run.start + length), run.end - 1) for run in members]
@@ -186,7 +191,7 @@ def _padded(members: Sequence[Segment]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(own), torch.from_numpy(real)
 
 
-def _buckets(lengths: Sequence[int]) -> list[slice]:
+def buckets(lengths: Sequence[int]) -> list[slice]:
     """Slices of ascending lengths in which padding stays under a third (or 16 tokens)."""
     slices: list[slice] = []
     start = 0
@@ -259,10 +264,10 @@ def _plan(batch: PackedBatch) -> _Plan:
     none = torch.empty(0, dtype=torch.long)
     own = [_Runs(slice(run.start, run.end), none, none) for run in runs if run.length >= LONG]
     short = sorted((run for run in runs if run.length < LONG), key=lambda run: run.length)
-    for bucket in _buckets([run.length for run in short]):
-        index, place = _padded(short[bucket])
-        padded = torch.ones(index.numel(), dtype=torch.bool).index_fill_(0, place, value=False)
-        own.append(_Runs(index, place, torch.nonzero(padded).squeeze(1)))
+    for bucket in buckets([run.length for run in short]):
+        index, place = padded(short[bucket])
+        filler = torch.ones(index.numel(), dtype=torch.bool).index_fill_(0, place, value=False)
+        own.append(_Runs(index, place, torch.nonzero(filler).squeeze(1)))
     return _Plan(own, shared)
 
 
@@ -344,8 +349,8 @@ def _math_group(
     distance = own_depth[:, :, None] - key_depth[:, None, :]
     seen = distance >= 0
     # A padded place repeats the last token, whose depth would let it see itself twice.
-    padded = torch.arange(length, device=q.device) - (own_depth - own_depth[:, :1])
-    seen[:, :, len(group.path) :] &= (padded == 0)[:, None, :]
+    beyond = torch.arange(length, device=q.device) - (own_depth - own_depth[:, :1])
+    seen[:, :, len(group.path) :] &= (beyond == 0)[:, None, :]
     if asked.window is not None:
         seen &= distance < asked.window
     scores = scores.masked_fill(~seen[:, None, None], torch.finfo(scores.dtype).min)

@@ -5,12 +5,13 @@ computed once, kept, and read by every row that begins with it; each row owns on
 Both parts of a row's attention are joined by their log-sum-exp.
 
 An answer must not depend on who shares its batch. So each forward pass has one of a few fixed
-sizes (padded), rows attend by themselves, and what is shared is decided by the row alone.
+sizes (padded), rows attend by themselves, and what is shared is decided by the row alone. A model that
+cannot share is read row by row (passes.Apart).
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,19 +21,14 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import AdapterError
-from tunesmith.models.attention import Structure
-from tunesmith.models.cache import BLOCK, Prefix, RowCache
+from tunesmith.models.cache import BLOCK
 from tunesmith.models.draw import draw, penalised
 from tunesmith.models.kernels import exact
 from tunesmith.models.load import LoadedModel
-from tunesmith.models.serving import Decode, Prefill, RowSpan
+from tunesmith.models.passes import passes
 
-PREFILL = 256
-"""Tokens of a prefill pass: rows that fit are packed into exactly this many."""
 ADMIT = 2048
 """Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
-PREFIX_TOKENS = 32_768
-"""Most tokens of cached prefixes; the least recently used leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +74,14 @@ class ScoreRequest:
 
 @dataclass(slots=True)
 class _Row:
-    """A request that is being answered; its slot in the cache is its place in the list."""
+    """A request that is being answered; its place among the passes' rows is that in the list."""
 
     request: Request
-    prefix: Prefix | None
     generator: torch.Generator
     last: int = -1
     made: int = 0
-    length: int = field(default=0)
-    """Own tokens in the cache."""
     counts: Counter[int] = field(default_factory=Counter[int])
     """How often each token was sampled, for the penalties."""
-
-    @property
-    def depth(self) -> int:
-        """Position of the next token."""
-        return len(self.request.prefix) + self.length
 
 
 class Sampler:
@@ -108,8 +96,7 @@ class Sampler:
         self.model, self.max_rows = model, max_rows
         self._waiting: deque[Request] = deque()
         self._rows: list[_Row] = []
-        self._cache = RowCache(model.device)
-        self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+        self._passes = passes(model, max_rows)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -134,7 +121,7 @@ class Sampler:
         """
         self._leave_alone(name)
         self.model.adapters.load(name, folder, weights_hash=self.model.weights_hash)
-        self._forget_prefixes(name)
+        self._passes.forget(name)
         self.model.adapters.settle(name)
 
     def remove_adapter(self, name: str) -> None:
@@ -144,7 +131,7 @@ class Sampler:
             AdapterError: requests are being answered with it.
         """
         self._leave_alone(name)
-        self._forget_prefixes(name)
+        self._passes.forget(name)
         self.model.adapters.remove(name)
 
     def _leave_alone(self, name: str) -> None:
@@ -158,12 +145,13 @@ class Sampler:
                 remedy="Try again when they are done.",
             )
 
-    def _forget_prefixes(self, name: str) -> None:
-        for key in [key for key in self._prefixes if key[0] == name]:
-            del self._prefixes[key]
-
     def submit(self, request: Request) -> None:
-        """Queue a request."""
+        """Queue a request.
+
+        Raises:
+            ModelError: its prompt is longer than the context.
+        """
+        self.model.check_length(len(request.prefix) + len(request.prompt))
         self._waiting.append(request)
 
     @torch.inference_mode()
@@ -178,30 +166,29 @@ class Sampler:
     @torch.inference_mode()
     def step(self) -> list[Token]:
         """Take in waiting rows, then one token for each row that was active before."""
-        active = len(self._rows)
-        out = self._decode(active) if active else []
+        out: list[Token] = []
+        if self._rows:
+            hidden = self._passes.go_on([row.last for row in self._rows])
+            out = self._sample(list(self._rows), hidden)
         # Answered rows have left: the rows that remain are the first ones.
         joined = self._admit()
         if joined:
-            out += self._first_tokens(joined)
+            hidden = self._passes.join([row.request for row in joined])
+            out += self._sample(joined, hidden)
         return out
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Log-probability of each token of each answer, on the path that answers take."""
-        spans = [
-            RowSpan(
-                item.prompt + item.answer[:-1],
-                item.adapter,
-                self._prefix(item.adapter, item.prefix),
-                slot=None,
-            )
-            for item in sequences
-        ]
+        """Log-probability of each token of each answer, on the path that answers take.
+
+        Raises:
+            ModelError: prompt and answer are longer than the context.
+        """
+        for item in sequences:
+            self.model.check_length(len(item.prefix) + len(item.prompt) + len(item.answer))
         out: list[list[float]] = []
-        for item, hidden in zip(sequences, self._prefill(spans), strict=True):
-            own = [item.adapter] * len(item.answer)
-            logits = exact(self._logits(hidden[len(item.prompt) - 1 :], own))
+        for item, hidden in zip(sequences, self._passes.score(sequences), strict=True):
+            logits = exact(self._logits(hidden, [item.adapter] * len(item.answer)))
             wanted = torch.tensor(item.answer, device=logits.device)
             picked = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(1)
             out.append([float(value) for value in picked])
@@ -216,7 +203,7 @@ class Sampler:
         if free:
             # Once for all of them, and for what most of them will write.
             longest = max(len(item.prompt) + min(item.max_tokens, BLOCK) for item in free)
-            self._cache.reserve(len(self._rows) + len(free), longest)
+            self._passes.reserve(len(self._rows) + len(free), longest)
         while free and tokens < ADMIT:
             request = free.pop()
             seed = request.seed
@@ -225,88 +212,12 @@ class Sampler:
                 generator.seed()
             else:
                 generator.manual_seed(seed % 2**63)
-            row = _Row(request, self._prefix(request.adapter, request.prefix), generator)
+            row = _Row(request, generator)
             self._rows.append(row)
             joined.append(row)
             tokens += len(request.prompt)
         self._waiting.extendleft(free)
         return joined
-
-    def _first_tokens(self, joined: Sequence[_Row]) -> list[Token]:
-        first = len(self._rows) - len(joined)
-        spans = [
-            RowSpan(row.request.prompt, row.request.adapter, row.prefix, slot=first + place)
-            for place, row in enumerate(joined)
-        ]
-        hidden = self._prefill(spans)
-        for row in joined:
-            row.length = len(row.request.prompt)
-        return self._sample(joined, torch.stack([part[-1] for part in hidden]))
-
-    def _decode(self, active: int) -> list[Token]:
-        rows = self._rows[:active]
-        device = self.model.device
-        filler = self.max_rows - active
-        ids = torch.tensor([row.last for row in rows] + [0] * filler, device=device)
-        depth = torch.tensor([row.depth for row in rows] + [0] * filler, device=device)
-        lengths = [row.length for row in rows]
-        self._cache.reserve(active, max(lengths) + 1)
-        structure = Decode(self._cache, lengths, [row.prefix for row in rows])
-        hidden = self._hidden(ids, depth, structure, [row.request.adapter for row in rows])
-        for row in rows:
-            row.length += 1
-        return self._sample(rows, hidden[:active])
-
-    def _prefix(self, adapter: str | None, ids: tuple[int, ...]) -> Prefix | None:
-        """The keys and values of a prefix, computed at its first use."""
-        if not ids:
-            return None
-        key = (adapter, ids)
-        if key not in self._prefixes:
-            store = Prefix(len(ids))
-            self._prefill([RowSpan(ids, adapter, None, slot=None, into=store)])
-            self._prefixes[key] = store
-            held = sum(item.length for item in self._prefixes.values())
-            while held > PREFIX_TOKENS and len(self._prefixes) > 1:
-                _, gone = self._prefixes.popitem(last=False)
-                held -= gone.length
-        self._prefixes.move_to_end(key)
-        return self._prefixes[key]
-
-    def _prefill(self, spans: Sequence[RowSpan]) -> list[Tensor]:
-        """Hidden states (L, width) of each span's tokens; their keys go where the span says."""
-        out: dict[int, Tensor] = {}
-        for chunk in _chunks([len(span.ids) for span in spans]):
-            members = [spans[place] for place in chunk]
-            hidden = self._pass(members)
-            start = 0
-            for place, span in zip(chunk, members, strict=True):
-                out[place] = hidden[start : start + len(span.ids)]
-                start += len(span.ids)
-        return [out[place] for place in range(len(spans))]
-
-    def _pass(self, spans: Sequence[RowSpan]) -> Tensor:
-        ids = [token for span in spans for token in span.ids]
-        depth = [span.above + place for span in spans for place in range(len(span.ids))]
-        filler = -len(ids) % PREFILL
-        device = self.model.device
-        return self._hidden(
-            torch.tensor(ids + [0] * filler, device=device),
-            torch.tensor(depth + [0] * filler, device=device),
-            Prefill(spans, self._cache),
-            [span.adapter for span in spans for _ in span.ids],
-        )
-
-    def _hidden(
-        self, ids: Tensor, depth: Tensor, tree: Structure, adapters: Sequence[str | None]
-    ) -> Tensor:
-        """One pass, each token through its adapter; afterwards the routing is as it was."""
-        routing = self.model.adapters.routing
-        routing.spans = _runs(adapters)
-        try:
-            return self.model.hidden(ids, depth, tree)
-        finally:
-            routing.spans = None
 
     def _logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """Logits of some rows, each by its adapter's head, in passes of one size."""
@@ -368,34 +279,6 @@ class Sampler:
 
     def _leave(self, slot: int) -> None:
         """Free a slot: the last row moves into it, so that active rows stay the first ones."""
-        last = len(self._rows) - 1
-        if slot != last:
-            self._cache.move(last, slot, self._rows[last].length)
-            self._rows[slot] = self._rows[last]
+        self._passes.leave(slot)
+        self._rows[slot] = self._rows[-1]
         self._rows.pop()
-
-
-def _runs(names: Sequence[str | None]) -> tuple[tuple[int, int, str], ...]:
-    """Maximal runs of one adapter as (start, end, name)."""
-    runs: list[tuple[int, int, str]] = []
-    start = 0
-    for end in range(1, len(names) + 1):
-        if end == len(names) or names[end] != names[start]:
-            name = names[start]
-            if name is not None:
-                runs.append((start, end, name))
-            start = end
-    return tuple(runs)
-
-
-def _chunks(lengths: Sequence[int]) -> list[list[int]]:
-    """Places grouped so that each group fits one pass; a longer one has a pass to itself."""
-    chunks: list[list[int]] = []
-    room = 0
-    for place, length in enumerate(lengths):
-        if length > room:
-            chunks.append([])
-            room = max(PREFILL, length)
-        chunks[-1].append(place)
-        room = room - length if length <= PREFILL else 0
-    return chunks

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,14 +21,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.quantization_config import BitsAndBytesConfig
 
 from tunesmith.errors import ModelError
-from tunesmith.models import attention
+from tunesmith.models import attention, probe
 from tunesmith.models.adapters import Adapters
 from tunesmith.models.attention import Forest, Structure
 from tunesmith.models.fetch import CARD, weights_hash
 from tunesmith.models.logprobs import token_logprobs
 from tunesmith.models.lora import Whole
-from tunesmith.models.template import Chain, ChatTemplate
-from tunesmith.models.tree import PackedBatch, plant
+from tunesmith.models.rows import Rows, trunk
+from tunesmith.models.template import ChatTemplate
+from tunesmith.models.tree import PackedBatch
 
 DType = Literal["auto", "bfloat16", "float32", "float64", "nf4"]
 
@@ -43,12 +43,14 @@ class LoadedModel:
         template: how it is spoken to.
         weights_hash: sha256 over its weights, which adapters are bound to.
         folder: where it was loaded from.
+        rows: how it is computed where a forest is not the same as its rows; otherwise None.
     """
 
     module: Any
     template: ChatTemplate
     weights_hash: str
     folder: Path
+    rows: Rows | None = None
 
     def __post_init__(self) -> None:
         self.adapters = Adapters(self.module)
@@ -74,25 +76,55 @@ class LoadedModel:
         """The text model's configuration."""
         return self.module.config.get_text_config()
 
+    @property
+    def shares(self) -> bool:
+        """Whether tokens that rows have in common can be computed once."""
+        return self.rows is None
+
+    @property
+    def why(self) -> str:
+        """What keeps it from sharing, as a sentence without its stop; empty where it shares."""
+        return self.rows.why if self.rows else ""
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a row beyond the context: there rotary factors may change, for its neighbours too.
+
+        Raises:
+            ModelError: the row is longer than the context.
+        """
+        if tokens > self.context:
+            raise ModelError(
+                f"a row of {tokens:,} tokens",
+                expected=f"at most {self.context:,}, the model's context",
+                remedy="Shorten or split it, or choose a --model with a longer context.",
+            )
+
     def hidden(self, ids: Tensor, depth: Tensor, tree: Structure) -> Tensor:
         """Last hidden states (T, width) of tokens (T,) at their depths under a structure.
 
         Raises:
-            ModelError: another model made from the same config object took our attention away.
+            ModelError: the model cannot share, or another model made from the same config object
+                took our attention away.
         """
+        if self.rows is not None:
+            raise ModelError(
+                self.why, expected="rows laid out apart, as LoadedModel.forest takes them"
+            )
         if self.config._attn_implementation != attention.NAME:
             raise ModelError(
                 f"the model's attention was switched to {self.config._attn_implementation}",
                 expected="a configuration that no other model shares",
             )
-        out = self.module.base_model(
+        out = trunk(self.module)(
             input_ids=ids[None], position_ids=depth[None], use_cache=False, tree=tree
         )
         return out.last_hidden_state[0]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (N, vocabulary) of hidden states (N, width), as the model itself finishes them."""
-        return self._finished(self.module.get_output_embeddings()(hidden))
+        head = self.module.get_output_embeddings()
+        # Some keep what they add up in float32.
+        return self._finished(head(hidden.to(head.weight.dtype)))
 
     def exact_head(self, hidden: Tensor, adapter: str | None = None) -> Tensor:
         """As `head`, in float32 at least: bfloat16 holds a logit of 20 to within 0.06 only.
@@ -125,6 +157,7 @@ class LoadedModel:
         divide = getattr(self.config, "logits_scaling", None)
         multiply = getattr(self.config, "logit_scale", None)
         cap = getattr(self.config, "final_logit_softcapping", None)
+        cap = cap or getattr(self.config, "logits_soft_cap", None)
         if divide:
             logits = logits / divide
         if multiply:
@@ -178,7 +211,14 @@ class LoadedModel:
                 layer.training = True
 
     def forest(self, batch: PackedBatch) -> Tensor:
-        """Last hidden states (T, width) of a packed batch."""
+        """Last hidden states (T, width) of a packed batch.
+
+        Raises:
+            ModelError: a row is longer than the context, or rows share tokens and the model cannot.
+        """
+        self.check_length(int(batch.depth.max(initial=-1)) + 1)
+        if self.rows is not None:
+            return self.rows.hidden(batch, self.device)
         ids = torch.from_numpy(batch.ids).to(self.device)
         tree = Forest(batch, self.device)
         return self.hidden(ids, tree.depth, tree)
@@ -215,9 +255,7 @@ def load(folder: Path, *, dtype: DType = "auto", device: str = "auto") -> Loaded
     """
     where = _device(device)
     try:
-        module: Any = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=attention.NAME, **_held(dtype, where)
-        )
+        module = _read(folder, _held(dtype, where))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{folder} does not load: {str(error)[:300]}",
@@ -228,109 +266,31 @@ def load(folder: Path, *, dtype: DType = "auto", device: str = "auto") -> Loaded
     return adopt(module, ChatTemplate.load(folder), weights_hash(folder), folder)
 
 
+def _read(folder: Path, held: Mapping[str, Any]) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=attention.NAME, **held
+        )
+    except KeyError:
+        # Some look their attention up among their own, by its name.
+        return AutoModelForCausalLM.from_pretrained(folder, **held)
+
+
 def adopt(module: Any, template: ChatTemplate, digest: str, folder: Path) -> LoadedModel:
-    """A transformers model, loaded with the forest attention, made ready: frozen and probed."""
+    """A transformers model, loaded with the forest attention, made ready: frozen and probed.
+
+    Raises:
+        ModelError: neither a forest nor rows by themselves give its logits, or an adapter beside its
+            layers would be silent.
+    """
     module.requires_grad_(False)
     module.eval()
     model = LoadedModel(module, template, digest, folder)
-    _probe(model)
+    why = probe.unshared(model)
+    if why is not None:
+        model.rows = probe.by_rows(model, why)
+    probe.check_layers(model)
     return model
-
-
-ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
-ROOT = 40
-"""Tokens that the probe's two rows have in common: enough to be shared."""
-
-
-def _probe(model: LoadedModel) -> None:
-    """Refuse a model for which a forest is not the same as its rows alone (trap 38).
-
-    Told from numbers and not from a list of families: rows alone against the model's own
-    attention, then the forest against the rows, then one branch's gradient in the other.
-    """
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_LAYERS
-    if kinds:
-        raise _unfit(model, f"has layers of {', '.join(sorted(kinds))}")
-    size = min(int(model.config.vocab_size), 1000)
-    draw = np.random.default_rng(0)
-    root = tuple(int(x) for x in draw.integers(3, size, ROOT))
-    tails = [tuple(int(x) for x in draw.integers(3, size, n)) for n in (5, 9)]
-    chains = [Chain(root + tail, (False,) * ROOT + (True,) * len(tail)) for tail in tails]
-    batch = plant(chains)
-    try:
-        alone = _alone(model, chains)
-        with torch.no_grad():
-            together = model.head(model.forest(batch))
-        leak = _leak(model, batch)
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise _unfit(model, f"does not run: {error}") from None
-    for index, logits in enumerate(alone):
-        path = _path_to_leaf(batch, index)
-        if _far(together[path[ROOT:]], logits[ROOT:]) or _far(together[path], logits):
-            raise _unfit(model, "computes a row differently when it shares tokens")
-    if leak:
-        raise _unfit(model, "lets one row of a batch see another")
-
-
-@torch.no_grad()
-def _alone(model: LoadedModel, chains: list[Chain]) -> list[Tensor]:
-    """Logits of each chain by itself, equal to what the model's own attention gives."""
-    alone = [model.head(model.forest(plant([chain]))) for chain in chains]
-    model.module.set_attn_implementation("eager")
-    for chain, logits in zip(chains, alone, strict=True):
-        ids = torch.tensor([chain.ids], device=model.device)
-        if _far(logits, model.module(input_ids=ids, use_cache=False).logits[0]):
-            raise _unfit(model, "gives other logits with our attention than with its own")
-    model.module.set_attn_implementation(attention.NAME)
-    return alone
-
-
-@torch.enable_grad()
-def _leak(model: LoadedModel, batch: PackedBatch) -> bool:
-    """Whether one branch has any gradient in the tokens of the other.
-
-    Exactly zero where attention is all that joins tokens, in every precision; small leaks, as
-    of a convolution's state, are lost in the rounding of bfloat16 logits.
-    """
-    embedded: list[Tensor] = []
-
-    def follow(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
-        embedded.append(out.requires_grad_())
-
-    hook = model.module.get_input_embeddings().register_forward_hook(follow)
-    try:
-        hidden = model.forest(batch)
-    finally:
-        hook.remove()
-    mine, other = (torch.from_numpy(np.flatnonzero(batch.branch == index)) for index in (1, 0))
-    seen = hidden[mine.to(hidden.device)]
-    weigh = torch.linspace(-1, 2, seen.numel(), dtype=seen.dtype, device=seen.device)
-    (grad,) = torch.autograd.grad((seen.flatten() * weigh).sum(), embedded[0])
-    return bool(grad[0, other.to(grad.device)].any())
-
-
-def _unfit(model: LoadedModel, what: str) -> ModelError:
-    return ModelError(
-        f"{type(model.module).__name__} {what}",
-        expected="a model whose tokens are joined by causal softmax attention alone",
-        remedy="Choose another base with --model.",
-    )
-
-
-def _path_to_leaf(batch: PackedBatch, branch: int) -> list[int]:
-    place = int(np.flatnonzero(batch.branch == branch)[-1])
-    path: list[int] = []
-    while place >= 0:
-        path.append(place)
-        place = int(batch.parent[place])
-    return path[::-1]
-
-
-def _far(a: Tensor, b: Tensor) -> bool:
-    """Differences beyond rounding: a wrong mask moves logits by their own size."""
-    limit = 0.1 if a.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    scale = b.float().std()
-    return bool((a.float() - b.float()).abs().mean() > limit * scale)
 
 
 def _device(wanted: str) -> str:

@@ -224,6 +224,11 @@ class LoRALinear(nn.Module):
         """The frozen weight, for models that look at it."""
         return self.layer.weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, for models that look at it."""
+        return self.layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """(1, T, in) -> (1, T, out)."""
         routing = self.routing

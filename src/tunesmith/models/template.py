@@ -375,17 +375,16 @@ def _stop_ids(*configs: dict[str, Any]) -> set[int]:
 
 
 def _context(config: dict[str, Any]) -> int:
-    """Longest sequence; where rotary factors change with the longest row of a batch, the length
-    up to which they do not (trap 37).
-    """
+    """Longest sequence that no batch's longest row can change rotary factors for (trap 37)."""
     longest = int(config.get("max_position_embeddings", 2048))
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind not in ("longrope", "dynamic"):
-        return longest
-    original = rope.get("original_max_position_embeddings")
-    original = original or config.get("original_max_position_embeddings") or longest
-    return min(longest, int(original))
+    ropes: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    # One for all layers, or one for each kind of layer.
+    for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic"):
+            original = rope.get("original_max_position_embeddings")
+            original = original or config.get("original_max_position_embeddings") or longest
+            longest = min(longest, int(original))
+    return longest
 
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:

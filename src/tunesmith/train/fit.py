@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
     out = Path(spec.out)
     trainer = trainer_of(spec, ranks)
     model = trainer.model
+    spec = replace(spec, share=spec.share and model.shares)
     train = methods.sft(read_jsonl(Path(spec.train)), model.template)
     held = methods.sft(read_jsonl(Path(spec.validation)), model.template)
     total = steps(len(train), spec.batch_rows, spec.epochs)
@@ -73,6 +74,7 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
             "rows": len(train),
             "steps": total,
             "share": spec.share,
+            "reason": model.why,
             "processes": ranks.size,
             "parameters": sum(weight.numel() for weight in trainer.weights),
             "dtype": str(model.dtype).removeprefix("torch."),

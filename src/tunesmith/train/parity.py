@@ -50,8 +50,8 @@ def record(model: LoadedModel, rows: Sequence[tuple[Chain, ...]], path: Path) ->
 
 
 def _noise(model: LoadedModel, chains: Sequence[Chain]) -> dict[str, float]:
-    """Differences between each chain alone and all of them in one forest."""
-    batch = plant(chains)
+    """Differences between each chain alone and all of them in one batch."""
+    batch = plant(chains, share=model.shares)
     together = model.logprobs(batch, exact=True)
     branch = torch.from_numpy(batch.branch[batch.trained]).to(together.device)
     apart = [

@@ -108,7 +108,7 @@ def profile(spec: TrainSpec) -> Profile:
     rows = methods.sft(read_jsonl(Path(spec.train)), model.template)
     chosen = rows_of_step(0, len(rows), spec.batch_rows, spec.seed)
     chains = [chain for row in chosen for chain in rows[row]]
-    batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share)
+    batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share and model.shares)
     on_device = model.device.type == "cuda"
     wait = torch.cuda.synchronize if on_device else _nothing
 
