@@ -13,14 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.fetch import CARD, weights_hash
-from tunesmith.models.fetch import card as read_card
+from tunesmith.models.fetch import CARD
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.template import Chain
 from tunesmith.models.tree import PackedBatch, plant
-from tunesmith.train.objectives import sft
-from tunesmith.train.trainer import ADAPTER, Trainer
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -94,96 +91,6 @@ def test_an_adapter_is_its_merged_weights(tiny: Callable[..., Path]) -> None:
             low = layer.adapters["a"]
             layer.layer.weight += 3.5 * (low.b @ low.a)  # pyright: ignore
     torch.testing.assert_close(logprobs(model, None), tuned, rtol=0, atol=1e-11)
-
-
-def exported(base: Path, adapter: Path, out: Path) -> Path:
-    """A folder of merged weights, made from the saved adapter by the tool that people merge with:
-    in float32, then in the base's own precision.
-    """
-    merged = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
-    ).merge_and_unload()
-    merged.to(AutoModelForCausalLM.from_pretrained(base).dtype).save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (out / name).write_bytes((base / name).read_bytes())
-    return out
-
-
-@pytest.mark.parametrize(
-    ("dtype", "limit"),
-    [("float32", 1e-5), ("bfloat16", 0.05)],
-)
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
-def test_trap_15_weights_merged_from_the_files_say_what_the_adapter_says(
-    tiny: Callable[..., Path], tmp_path: Path, dtype: Any, limit: float, kind: str
-) -> None:
-    """Measured on the folder that leaves, not on what is in memory."""
-    base = tiny(dtype=dtype)
-    settings = LoRASettings(rank=4, alpha=8.0, rslora=kind == "rslora", dora=kind == "dora")
-    model = trained(base, settings, dtype=dtype)
-    adapter = saved(model, tmp_path / "adapter")
-    assert read_card(adapter)["base_weights"] == weights_hash(base)
-    merged = load(exported(base, adapter, tmp_path / "merged"), dtype=dtype)
-    plain, tuned = (logprobs(model, name).float() for name in (None, "a"))
-    off = (logprobs(merged, None).float() - tuned).abs().mean()
-    assert off < limit
-    assert off < 0.2 * (plain - tuned).abs().mean()
-
-
-def test_trap_15_an_adapter_does_not_go_beside_weights_it_is_merged_into_or_others(
-    tiny: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Another model of the same shape, the same one rounded, and the merged one: each is refused."""
-    adapter = saved(trained(tiny(), LoRASettings(rank=4)), tmp_path / "adapter")
-    merged = exported(tiny(), adapter, tmp_path / "merged")
-    for other in (tiny(seed=1), tiny(dtype="bfloat16"), merged):
-        wrong = load(other, dtype="float32")
-        with pytest.raises(AdapterError, match="was trained on weights"):
-            wrong.adapters.load("a", adapter, weights_hash=wrong.weights_hash)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("whole", [(), ("lm_head",), ("embed_tokens",)])
-def test_trap_16_head_and_embeddings_outlive_training_saving_merging_and_loading(
-    tiny: Callable[..., Path], tmp_path: Path, whole: tuple[str, ...], *, tied: bool
-) -> None:
-    """Left alone or trained whole, sharing one weight or not."""
-    base = tiny(tie_word_embeddings=tied)
-    settings = LoRASettings(rank=4, modules_to_save=whole)
-    trainer = Trainer(load(base, dtype="float32"), settings, seed=0)
-    for _ in range(5):
-        trainer.forward_backward(batch(), sft)
-        trainer.optim_step(1e-2, clip=1.0)
-    model = trainer.model
-    trainer.save(tmp_path / "adapter", base="tiny", card={"base_weights": model.weights_hash})
-    merged = load(exported(base, tmp_path / "adapter", tmp_path / "merged"), dtype="float32")
-    tuned, plain = logprobs(model, ADAPTER), logprobs(model, None)
-    assert not torch.allclose(tuned, plain, atol=0.1)
-    torch.testing.assert_close(logprobs(merged, None), tuned, rtol=1e-4, atol=1e-4)
-    before, after = load(base, dtype="float32").module, merged.module
-    ends = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}
-    for name, of in ends.items():
-        same = torch.equal(getattr(before, of)().weight, getattr(after, of)().weight)
-        assert same == (name not in whole and not (tied and whole))
-    head, table = (getattr(after, of)().weight for of in ends.values())
-    assert (head.data_ptr() == table.data_ptr()) == tied
-
-
-@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_trap_16_no_adapter_stands_beside_head_and_embeddings(
-    tiny: Callable[..., Path], tmp_path: Path, name: str, *, tied: bool
-) -> None:
-    """They are trained whole or not at all: neither by name, nor from another tool's file."""
-    base = tiny(tie_word_embeddings=tied)
-    model = load(base, dtype="float32")
-    said = f"{name} is to have an adapter beside it"
-    with pytest.raises(ModelError, match=said):
-        model.adapters.create("a", LoRASettings(rank=4, targets=(name,)))
-    adapter = saved(trained(base, LoRASettings(rank=4)), tmp_path / "adapter")
-    edit_config(adapter, target_modules=[name])
-    with pytest.raises(AdapterError, match=said):
-        model.adapters.load("a", adapter, weights_hash=model.weights_hash)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_each_run_of_tokens_goes_through_its_own_adapter(kind: str, settled: boo
     layer, lows = adapted(KINDS[kind], bias=True, names=("a", "b"))
     if settled:
         for low in lows.values():
-            low.settle(layer.weight)
+            low.settle(layer.weight, layer.weight.dtype)
     x = torch.randn(1, 9, 5, dtype=torch.float64)
     layer.routing.spans = ((0, 2, "a"), (2, 5, "b"), (6, 8, "a"))
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_each_run_of_tokens_goes_through_its_own_adapter(kind: str, settled: boo
 def test_a_settled_adapter_makes_no_cast() -> None:
     layer, lows = adapted(KINDS["dora"], bias=False)
     low = lows["a"]
-    low.settle(layer.weight)
+    low.settle(layer.weight, layer.weight.dtype)
     kept = low.cast(torch.float64)
     with torch.no_grad():
         low.a.zero_()
