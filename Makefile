@@ -8,7 +8,7 @@ DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-x
 JOBS ?= 2
 GRID ?= .grid
 
-.PHONY: run test check tour bench grid docs install dev clean
+.PHONY: run test check tour bench oracle grid docs install dev clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ tour: install  ## run the README's tour and write its real output into the READM
 
 bench: dev .bench-venv/.installed  ## tunesmith beside its peers on this machine; an hour
 	$(BIN)/python benchmarks/bench.py $(CONTESTS)
+
+oracle: dev .bench-venv/.installed  ## the losses of 50 steps beside TRL's, in float32
+	$(BIN)/python benchmarks/oracle.py
 
 grid: dev  ## the grid that `auto` is held against; half a day
 	$(BIN)/python benchmarks/grid.py --out $(GRID)

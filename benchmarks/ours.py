@@ -27,7 +27,8 @@ ROWS = 96
 
 def sft(folder: Path, name: str, asked: dict[str, Any], turns: Turns) -> None:
     """Whole steps, the optimiser's included, on the rows in their order."""
-    trainer = Trainer(load(Path(asked["model"])), LoRASettings(16), seed=0)
+    model = load(Path(asked["model"]), dtype=asked.get("weights", "auto"))
+    trainer = Trainer(model, LoRASettings(16), seed=0)
     work = json.loads((folder / f"sft-{name}.json").read_text())
     batch = work["batch"]
     chains = [Chain(tuple(row["ids"]), tuple(row["trained"])) for row in work["rows"]]

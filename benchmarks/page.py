@@ -45,9 +45,16 @@ slowest turn of one side against the fastest of the other.
 - TRL is SFTTrainer with PEFT. transformers samples by `generate` in static batches; llama.cpp by its
   server, on the 4-bit file that the model is made of (its weights are read at a quarter of the bytes).
 
-Again on your machine, in about an hour: `make bench`; one line of the table:
+{oracle}Again on your machine, in about an hour: `make bench`; one line of the table:
 `make bench CONTESTS=sft-long`. Every figure, every turn's range and every configuration tried is in
 [benchmarks/results](../benchmarks/results).
+"""
+
+ORACLE = """\
+In float32, {steps} steps on the same rows in the same order from the same adapter: the losses of
+tunesmith and TRL differ by {mean} of their mean, {largest} nats at most, {first} in the first step
+(`make oracle`).
+
 """
 
 
@@ -65,7 +72,24 @@ def page(results: dict[str, Any]) -> str:
         f"{' with AVX-512 bf16' if machine['bf16'] else ''}, torch {machine['torch']}"
     )
     return ABOUT.format(
-        machine=told, model=first["model"], turns=first["turns"], table="\n".join(lines)
+        machine=told,
+        model=first["model"],
+        turns=first["turns"],
+        table="\n".join(lines),
+        oracle=_oracle(),
+    )
+
+
+def _oracle() -> str:
+    path = HERE / "results/oracle.json"
+    if not path.is_file():
+        return ""
+    kept = json.loads(path.read_text())
+    return ORACLE.format(
+        steps=kept["steps"],
+        mean=f"{kept['mean difference']:.2%}",
+        largest=f"{kept['largest difference']:.2g}",
+        first=f"{kept['first step']:.2g}",
     )
 
 

@@ -23,13 +23,16 @@ from tunesmith.train.trainer import ADAPTER, Trainer
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TUNESMITH_SHARED", ROOT.parent / "shared")) / "data"
 STEPS = 24
-"""Most steps that a trainer takes here, trials and turns together."""
 ANSWER = 32
 """Tokens of a sampled answer."""
 
 
-def write(folder: Path) -> dict[str, Any]:
-    """Make `sft-*.json`, `prompts-*.json` and `adapter/` in a folder; what is common to all."""
+def write(folder: Path, *, steps: int = STEPS) -> dict[str, Any]:
+    """Make `sft-*.json`, `prompts-*.json` and `adapter/` in a folder; what is common to all.
+
+    Args:
+        steps: most steps that a trainer takes, trials and turns together.
+    """
     if not DATA.is_dir():
         raise SystemExit(
             f"found no real data at {DATA}; expected the folder that the measurements are made of; "
@@ -45,7 +48,7 @@ def write(folder: Path) -> dict[str, Any]:
         "apart": ("firefox_support", None, 8),
     }
     for name, (data, system, batch) in sets.items():
-        rows = list(read([str(DATA / data / "train.jsonl")], limit=batch * STEPS))
+        rows = list(read([str(DATA / data / "train.jsonl")], limit=batch * steps))
         if system is not None:
             head = Message("system", system)
             rows = [replace(row, messages=(head, *row.messages)) for row in rows]
