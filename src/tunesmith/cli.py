@@ -139,7 +139,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train only: check the data, train, write the adapter; of text, bits per byte as well."""
+    """Train only: check the data, train, write the adapter."""
     from tunesmith import recipe as recipes
     from tunesmith.pipeline import heldout
     from tunesmith.pipeline import run as pipeline

@@ -168,10 +168,12 @@ class Lengths:
         self.trained = self.masked = 0
         self._near, self._beyond, self._split = Marked(), Marked(), Marked()
         self._pieces = self._run = 0
+        self._of_text = False
         self._last = ""
 
     def see(self, row: Row, rendered: Rendered) -> None:
         """Count a row."""
+        self._of_text = not row.conversations
         self.tokens[rendered.tokens] += 1
         self.answers.update(rendered.turns)
         self.trained += sum(rendered.turns)
@@ -210,7 +212,10 @@ class Lengths:
             "warning",
             f"longer than {limit} split into {self._pieces:,} pieces; "
             "later pieces do not see the whole beginning",
-            "Choose a --model with a longer context to keep them whole, or type "
+            "Nothing needs doing, parts of a text are text; a --model with a longer context keeps "
+            "more of it together."
+            if self._of_text
+            else "Choose a --model with a longer context to keep them whole, or type "
             "--set data.too_long=drop.",
         )
         yield from self._near.told(
