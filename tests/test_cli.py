@@ -273,6 +273,33 @@ def test_evaluate_scores_the_runs_rows_as_the_run_did(typed: Typed, finished: Pl
     assert [(pair["a"], pair["b"]) for pair in found["comparisons"]] == [("base", finished.tuned)]
 
 
+def test_text_is_trained_on_and_measured_on_its_end(place: Place) -> None:
+    words = " ".join(f"word{n % 13}" for n in range(90))
+    text = "\n\n".join(f"Chapter {n * 7919}. {words} {n**5}" * 2 for n in range(40))
+    (place.folder / "book.txt").write_text(text)
+    settings = [*SET, "--set", "method.type=cpt", "--set", "train.epochs=1"]
+    command = ["train", "book.txt", "--model", "tiny", "--out", "text", *settings]
+    said = [place.typed(*command, "--json") for _ in range(2)]
+    assert [ended.returncode for ended in said] == [0, 0], said[0].stderr
+    first, again = (json.loads(ended.stdout) for ended in said)
+    assert first == again
+    assert Path(first["adapter"]).is_dir()
+    bits = first["heldout"]["bits_per_byte"]
+    assert first["heldout"]["split"] == "test"
+    assert bits["difference"]["value"] == pytest.approx(bits["tuned"] - bits["base"])
+    assert bits["difference"]["low"] <= bits["difference"]["high"] < 0
+    shown = place.typed(*command)
+    assert f"{bits['base']:.4f}  {bits['tuned']:.4f}" in shown.stdout
+    for wrong, code in (
+        (("train", "book.txt", "--model", "tiny"), 3),
+        (("run", "book.txt", "--model", "tiny", "--set", "method.type=cpt"), 2),
+    ):
+        ended = place.typed(*wrong)
+        assert ended.returncode == code
+        assert ended.stdout == ""
+        assert "method.type=cpt" in ended.stderr
+
+
 def test_chat_answers_once_on_standard_output(typed: Typed, finished: Place) -> None:
     code, out, err = typed("chat", "--once", "say 3")
     assert code == 0

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from tunesmith import recipe
 from tunesmith.errors import UsageError
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import CPT, SFT, Recipe
 
 CHANGED: dict[str, Any] = {
     "model.name": "owner/model",
     "model.revision": "abc",
     "model.dtype": "float32",
     "data.files": ["a.jsonl", "-"],
-    "data.format": "alpaca",
+    "data.format": "text",
     "data.map": {"prompt": "question"},
     "data.validation": 0.2,
     "data.test": "test.jsonl",
@@ -27,6 +27,7 @@ CHANGED: dict[str, Any] = {
     "data.max_bad": 0.5,
     "data.max_tokens": 100,
     "data.limit": 10,
+    "method.type": "cpt",
     "method.adapter": "dora",
     "method.embeddings": True,
     "method.modules_to_save": ["norm"],
@@ -55,7 +56,7 @@ CHANGED: dict[str, Any] = {
     "evaluate.max_tokens": 32,
     "serve.suffix": "desk",
 }
-ONE_VALUE = {"method.type", "serve.engine"}
+ONE_VALUE = {"serve.engine"}
 """Keys with a single value so far."""
 
 
@@ -106,7 +107,9 @@ def test_any_value_goes_out_and_comes_back(rate: float, seed: int, name: str) ->
         ({"train": {"epochs": "many"}}, r"the recipe key train\.epochs is 'many'"),
         ({"train": {"warmup": 2}}, r"train\.warmup is 2; expected input should be less than or equal to 1"),
         ({"method": {"dropout": 1.0}}, r"method\.dropout is 1\.0"),
-        ({"method": {"type": "magic"}}, r"method\.type is 'magic'"),
+        ({"method": {"type": "magic"}}, r"method\.type is 'magic'; expected one of 'sft', 'cpt'"),
+        ({"method": {"type": "cpt", "rank": "x"}}, r"the recipe key method\.rank is 'x'"),
+        ({"method": {"type": "cpt"}, "data": {"format": "chat"}}, r"data\.format=chat with method\.type=cpt"),
         ({"method": {"adapter": "full", "rank": 8}}, r"adapter=full without rank: there is no"),
         ({"method": {"adapter": "full"}, "model": {"dtype": "nf4"}}, r"model\.dtype=nf4: use qlora"),
         ({"serve": {"suffix": "Not Good"}}, r"serve\.suffix is 'Not Good'"),
@@ -159,6 +162,14 @@ def test_a_recipe_does_not_change() -> None:
 
 
 def test_every_key_is_explained() -> None:
-    for section in Recipe.model_fields.values():
-        for name, field in section.annotation.model_fields.items():  # pyright: ignore
+    for section in [*vars(Recipe()).values(), CPT()]:
+        for name, field in type(section).model_fields.items():
             assert field.description, name
+
+
+def test_pre_training_reads_text_and_shares_the_settings_of_the_adapter() -> None:
+    asked = recipe.read(None, ["method.type=cpt", "method.rank=8"])
+    assert (asked.method, asked.reading.format) == (CPT(rank=8), "text")
+    assert set(CPT.model_fields) == set(SFT.model_fields)
+    assert recipe.read().reading == recipe.read().data
+    assert recipe.read(None, ["data.format=text"]).method == SFT()

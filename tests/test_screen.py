@@ -13,7 +13,7 @@ from tunesmith import recipe as recipes
 from tunesmith.checks.report import Finding, Report, distribution
 from tunesmith.pipeline import prepare
 from tunesmith.recipe import Recipe
-from tunesmith.screen import Terminal, arms, plain, profile, runs, summary
+from tunesmith.screen import Terminal, arms, heldout, plain, profile, runs, summary
 
 HOSTILE = "[red]x[/bold] [/] \\ \\\\\\ \x1b[2J\x07\r\x9b31m\x00 ünïcode \u202e [link=http://a]"
 WIDTHS = (60, 200)
@@ -176,3 +176,24 @@ def test_a_profile_tells_shares_of_the_step_as_it_is_without_measuring() -> None
     assert ["between", "operations", "0.800", "40%"] in lines
     assert "905 distinct tokens of 1,185: 2.00 s on cpu" in told
     assert "4.0 times as long as its products alone" in told
+
+
+def test_held_out_text_is_told_with_what_chose_the_checkpoint() -> None:
+    gap = {"value": -0.0837, "low": -0.0927, "high": -0.0775, "n": 16}
+    found: dict[str, Any] = {
+        **{"split": "test", "passages": 16, "bytes": 1, "tokens": 1},
+        "bits_per_byte": {"base": 1.6747, "tuned": 1.591, "difference": gap},
+        "perplexity": {"base": 49.31, "tuned": 40.58},
+    }
+    lines = shown(heldout(found), 200).splitlines()
+    assert lines[0].strip() == "16 test passages of held-out text"
+    assert lines[2].split()[-6:] == ["1.6747", "1.5910", "-0.0837", "-0.0927", "to", "-0.0775"]
+    assert lines[3].split()[-2:] == ["49.31", "40.58"]
+    alone = {"value": None, "reason": "one held-out text has no interval"}
+    found |= {"split": "validation"}
+    found["bits_per_byte"] |= {"difference": alone}
+    told = shown(heldout(found), 200)
+    assert "which also chose the checkpoint" in told
+    assert alone["reason"] in told
+    nothing = {"value": None, "reason": "no text was held out"}
+    assert shown(heldout(nothing), 200).strip() == "not measured: no text was held out"

@@ -138,8 +138,10 @@ def train(
 ) -> None:
     """Train only: check the data, train, write the adapter."""
     from tunesmith import recipe as recipes
+    from tunesmith.pipeline import heldout
     from tunesmith.pipeline import run as pipeline
     from tunesmith.screen import Terminal
+    from tunesmith.screen import heldout as table
 
     if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
         data, recipe = [], Path(data[0])
@@ -147,7 +149,8 @@ def train(
         data, model=model, form=form, columns=columns, file=recipe,
         settings=settings, validation=validation, seed=seed, limit=limit,
     )  # fmt: skip
-    if wanted.data.test == "auto":
+    of_text = wanted.method.type == "cpt"
+    if wanted.data.test == "auto" and not of_text:
         wanted = recipes.with_values(wanted, {"data.test": 0})
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
         command = pipeline.typed(sys.argv[1:])
@@ -155,9 +158,13 @@ def train(
         pipeline.train(under_way)
     made = under_way.folder
     kind = "model" if made.model.is_dir() else "adapter"
+    held = heldout.summary(made) if of_text else None
     if as_json:
-        print_json({"run": made.id, kind: str(made.tuned)})
+        told = {"heldout": held} if held else {}
+        print_json({"run": made.id, kind: str(made.tuned), **told})
     else:
+        if held:
+            out.print(table(held))
         out.print(f"{kind:<8} {made.tuned}", markup=False)
 
 

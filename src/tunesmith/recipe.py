@@ -9,10 +9,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from tunesmith.errors import UsageError
 
@@ -27,6 +35,7 @@ Format = Literal[
     "text-label",
     "preference",
     "unpaired-preference",
+    "text",
 ]
 
 
@@ -52,7 +61,8 @@ class DataSection(_Section):
     files: tuple[str, ...] = ()
     """Files to read; `-` is standard input."""
     format: Format = "auto"
-    """How a row is laid out; `auto` recognises it and says so."""
+    """How a row is laid out; `auto` recognises it and says so. `text`, never recognised, is what
+    `cpt` reads: running text, or rows with a column `text`, `content` or `document`."""
     map: dict[str, str] = Field(default_factory=dict)
     """Names of columns: {standard name: name in the file}, as in prompt=question."""
     validation: float | int | str | Auto = "auto"
@@ -61,8 +71,9 @@ class DataSection(_Section):
     """As validation; never under 40 rows where the data allows it."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do when more than `max_bad` of the rows are bad."""
-    too_long: Literal["stop", "split", "drop"] = "stop"
-    """What to do with rows longer than `max_tokens`; nothing is ever cut silently."""
+    too_long: Literal["stop", "split", "drop"] | Auto = "auto"
+    """What to do with rows longer than `max_tokens`; nothing is ever cut silently. `auto` splits
+    text, since its parts are text as well, and stops for anything else."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Exact copies: keep the first, or keep all."""
     max_bad: float = Field(default=0.05, ge=0, le=1)
@@ -73,11 +84,10 @@ class DataSection(_Section):
     """A seeded random sample of this many rows."""
 
 
-class SFT(_Section):
-    """Supervised fine-tuning: of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685), or in full."""
+class _Adapting(_Section):
+    """What is trained, whatever it learns from."""
 
-    type: Literal["sft"] = "sft"
-    """Learn from demonstrations."""
+    type: str
     adapter: Literal["lora", "dora", "qlora", "full"] = "lora"
     """What is trained beside the frozen weights: `dora` (Liu et al. 2024, arXiv:2402.09353) learns
     the length of each weight row as well, and takes longer; `qlora` (Dettmers et al. 2023,
@@ -99,8 +109,8 @@ class SFT(_Section):
     """Which linear layers get an adapter, by the last part of their name."""
 
     @model_validator(mode="after")
-    def _one_or_the_other(self) -> SFT:
-        usual = SFT.model_fields
+    def _one_or_the_other(self) -> Self:
+        usual = _Adapting.model_fields
         of_adapters = ("modules_to_save", "rank", "alpha", "rslora", "dropout", "targets")
         said = [name for name in of_adapters if getattr(self, name) != usual[name].default]
         if self.adapter == "full" and said:
@@ -108,8 +118,34 @@ class SFT(_Section):
         return self
 
 
-Method = SFT
-"""The settings of one method; a tagged union on `type` as methods are added."""
+class SFT(_Adapting):
+    """Supervised fine-tuning: of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685), or in full."""
+
+    type: Literal["sft"] = "sft"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What is learned from: `sft` demonstrations; `cpt` (continued pre-training) plain text."""
+
+
+class CPT(_Adapting):
+    """Continued pre-training: the next token of plain text (Gururangan et al. 2020,
+    arXiv:2004.10964).
+    """
+
+    type: Literal["cpt"] = "cpt"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Learn from plain text."""
+
+
+def _type(method: Any) -> str:
+    """The tag of a method; a recipe that names none means supervised fine-tuning."""
+    if isinstance(method, Mapping):
+        return str(method.get("type", "sft"))
+    return str(getattr(method, "type", ""))
+
+
+Method = Annotated[
+    Annotated[SFT, Tag("sft")] | Annotated[CPT, Tag("cpt")],
+    Discriminator(_type),
+]
+"""The settings of one method."""
 
 
 class TrainSection(_Section):
@@ -188,6 +224,19 @@ class Recipe(_Section):
             raise ValueError(f"adapter={self.method.adapter} with model.dtype=nf4: use qlora")
         return self
 
+    @property
+    def reading(self) -> DataSection:
+        """The data section with what the method means for it: pre-training reads text."""
+        if self.method.type != "cpt":
+            return self.data
+        return self.data.model_copy(update={"format": "text"})
+
+    @model_validator(mode="after")
+    def _text(self) -> Recipe:
+        if self.method.type == "cpt" and self.data.format not in ("auto", "text"):
+            raise ValueError(f"data.format={self.data.format} with method.type=cpt: cpt reads text")
+        return self
+
 
 def read(path: Path | None = None, settings: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file (or the defaults) with `key=value` settings over it.
@@ -226,8 +275,18 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        # What follows section.key says which part of a union failed: no word of the recipe.
-        key = ".".join(str(part) for part in first["loc"][:2])
+        said = first.get("ctx", {})
+        if first["type"] == "union_tag_invalid":
+            raise UsageError(
+                f"the recipe key method.type is {said['tag']!r}",
+                expected=f"one of {said['expected_tags']}",
+            ) from None
+        if first["type"] == "value_error":
+            raise UsageError(f"the recipe says {said['error']}") from None
+        section, *rest = (str(part) for part in first["loc"])
+        # Behind `method` stands its type, and what follows a key says which part of a union failed:
+        # neither is a word of the recipe.
+        key = ".".join([section, *rest[section == "method" :][:1]])
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, [*Recipe.model_fields, *keys()], n=1, cutoff=0.5)
             raise UsageError(

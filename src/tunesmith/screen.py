@@ -185,6 +185,28 @@ def arms(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def heldout(found: Mapping[str, Any]) -> RenderableType:
+    """What held-out text costs before training and after it: `pipeline.heldout.summary`."""
+    if "reason" in found:
+        return plain(f"not measured: {found['reason']}")
+    chose = ", which also chose the checkpoint" if found["split"] == "validation" else ""
+    title = f"{found['passages']:,} {found['split']} passages of held-out text{chose}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("", "base", "tuned", "tuned - base", "95 %"):
+        table.add_column(column, justify="right" if column else "left")
+    bits, perplexity = found["bits_per_byte"], found["perplexity"]
+    gap = bits["difference"]
+    sides = ("base", "tuned")
+    said = (
+        ("", gap["reason"])
+        if gap["value"] is None
+        else (f"{gap['value']:+.4f}", f"{gap['low']:+.4f} to {gap['high']:+.4f}")
+    )
+    table.add_row("bits per byte", *(f"{bits[side]:.4f}" for side in sides), *said)
+    table.add_row("perplexity a token", *(f"{perplexity[side]:.2f}" for side in sides))
+    return table
+
+
 def profile(found: Mapping[str, Any]) -> Table:
     """Where a training step's time goes: what `doctor --profile` found."""
     title = (

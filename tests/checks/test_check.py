@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from tunesmith.checks.check import check
 from tunesmith.checks.tokens import refiner
@@ -134,3 +135,37 @@ def test_shared_two_rows_are_too_few(shared: Shared) -> None:
     dataset = read([str(shared("dirty_files/alpaca_two_rows.json"))])
     report = check(dataset, None, None, max_tokens=1)
     assert [f.check for f in report.errors] == ["form"]
+
+
+def test_text_is_checked_for_what_text_can_have(tmp_path: Path, template: ChatTemplate) -> None:
+    path = tmp_path / "book.txt"
+    mail = "Write to anna@posteo.de. "
+    paragraphs = [
+        f"Chapter {n}, of {n * n}. " + f"Sentence {n * 7} is here. " * 60 for n in range(60)
+    ]
+    paragraphs[7] += mail
+    path.write_text("\n\n".join(paragraphs))
+    dataset = read([str(path)], format="text", refine=refiner(template, 400, "split"))
+    report = check(dataset, None, template, max_tokens=400, too_long="split")
+    assert report.errors == ()
+    assert {finding.check for finding in report.findings} == {"tokens", "privacy"}
+    assert (report.turns, report.answer_tokens, report.labels) == (None, None, None)
+    assert report.tokens is not None
+    assert report.tokens.largest <= 400
+    # A token is a byte, every first one is not trained, and one ends the text.
+    assert report.ledger is not None
+    size = len(path.read_bytes())
+    assert report.ledger.masked_tokens == len(dataset)
+    assert report.ledger.trained_tokens == size - len(dataset) + 1
+
+
+def test_a_model_without_a_chat_template_reads_text_as_any_other(
+    tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    plain = ChatTemplate(
+        byte_tokenizer, None, specials={"eos_token": "<|im_end|>"}, stops=(257,), context=4096
+    )
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n * 7919}"}) + "\n" for n in range(60)))
+    report = check(read([str(path)], format="text"), None, plain, max_tokens=4096)
+    assert report.findings == ()

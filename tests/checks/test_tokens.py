@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tunesmith.chat import Message, ToolCall
 from tunesmith.checks.row import look, trains
-from tunesmith.checks.template import Rendered, render
+from tunesmith.checks.template import Rendered, render, render_row
 from tunesmith.checks.tokens import Lengths, TooLong, refiner
-from tunesmith.data.examples import Conversation, Preference, Source
+from tunesmith.data.examples import Conversation, Document, Preference, Source
 from tunesmith.errors import RowError
 from tunesmith.models.template import ChatTemplate
 
@@ -140,3 +140,25 @@ def test_the_ledger_counts_the_bytes_of_the_answer_and_its_end(
 ) -> None:
     rendered = render(template, talk("where", "in Kiel", "thanks", "bye"))
     assert rendered.turns == (len("in Kiel") + 1, len("bye") + 1)
+
+
+def test_a_document_is_split_into_passages_that_fit_and_only_the_last_one_ends(
+    template: ChatTemplate,
+) -> None:
+    text = Document("One line.\n" * 30, Source("book.txt", 4))
+    assert refiner(template, 301, "stop")(text) == (text,)
+    made = refiner(template, 100, "split")(text)
+    pieces = [piece for piece in made if isinstance(piece, Document)]
+    assert "".join(piece.text for piece in pieces) == text.text
+    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert {piece.source for piece in pieces} == {text.source}
+    assert all(render_row(template, look(piece)).tokens <= 100 for piece in pieces)
+    going_on = refiner(template, 100, "split")(replace(text, ends=False))
+    assert not any(piece.ends for piece in going_on if isinstance(piece, Document))
+    with pytest.raises(RowError, match="too long: 301 tokens"):
+        refiner(template, 100, "stop")(text)
+
+
+def test_a_document_of_one_token_is_refused(template: ChatTemplate) -> None:
+    with pytest.raises(RowError, match=r"no token .* expected two tokens or more"):
+        refiner(template, 100, "split")(Document("a", Source("f", 1), ends=False))

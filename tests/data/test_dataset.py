@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.dataset import Dataset, read
-from tunesmith.data.examples import Conversation, Example, Source
+from tunesmith.data.examples import Conversation, Document, Example, Source
 from tunesmith.errors import DataError, RowError, UsageError
 
 
@@ -224,3 +224,47 @@ def test_an_empty_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[]")
     with pytest.raises(DataError, match="has no rows"):
         read([str(tmp_path / "rows.json")])
+
+
+def test_a_column_of_text_is_a_document_where_it_is_asked_for(tmp_path: Path) -> None:
+    for column in ("text", "content", "document"):
+        name = _file(
+            tmp_path / f"{column}.jsonl", [{column: f"text {n}", "n": n} for n in range(3)]
+        )
+        data = read([name], format="text")
+        assert list(data) == [Document(f"text {n}", Source(name, n + 1)) for n in range(3)]
+        assert read([name]).bad == 3
+        _check(data)
+    table = tmp_path / "rows.csv"
+    table.write_text('content,label\n"one, two",a\n')
+    assert list(read([str(table)], format="text")) == [Document("one, two", Source(str(table), 2))]
+    assert (
+        read([str(table)], format="text", columns={"text": "label"})
+        .notes[0]
+        .startswith(f"{table}: read as text (text = `label`)")
+    )
+
+
+def test_a_text_is_its_passages_and_only_the_last_one_ends_it(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    text = "".join(f"Paragraph {n}, {'word ' * 150}\n\n" for n in range(9))
+    path.write_text(text)
+    data = read([str(path)], format="text")
+    rows = [row for row in data if isinstance(row, Document)]
+    assert "".join(row.text for row in rows) == text
+    assert [row.ends for row in rows] == [False] * 4 + [True]
+    assert data.places.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert "running text" in data.notes[0]
+    _check(data)
+
+
+def test_pieces_of_one_row_are_one_group(tmp_path: Path) -> None:
+    name = _file(tmp_path / "a.jsonl", [{"text": f"{n} {n + 7} {n * n}"} for n in range(20)])
+
+    def words(row: Example) -> list[Example]:
+        assert isinstance(row, Document)
+        return [replace(row, text=f"{word} of {row.text}") for word in row.text.split()]
+
+    data = read([name], format="text", refine=words)
+    assert (data.used, len(data), len(set(data.groups.tolist()))) == (20, 60, 20)
+    assert (data.groups.reshape(20, 3) == data.groups.reshape(20, 3)[:, :1]).all()

@@ -161,3 +161,48 @@ def test_a_file_that_changes_between_two_passes_is_refused(tmp_path: Path) -> No
     path.write_text(_LINES + "\n{}")
     with pytest.raises(DataError, match="changed"):
         list(file.rows())
+
+
+PROSE = (
+    "Call me Ishmael. Some years ago, never mind how long, I went.\n\nThen, Sir,\nI\nreturned.\n"
+)
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.md", "book.txt.gz", "book"])
+def test_running_text_is_read_in_passages_where_text_is_asked_for(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    content = PROSE.replace("\n", "\r\n").encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    file = files.open_file(str(path), tmp_path, (), text=True)
+    for _ in range(2):
+        assert [row.load() for row in file.rows()] == [{"text": PROSE, "ends": True}]
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.md"])
+def test_prose_is_no_table_and_says_what_learns_from_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(PROSE)
+    with pytest.raises(DataError, match=r"book\.\w+ is plain text.*method\.type=cpt"):
+        files.open_file(str(path), tmp_path, ())
+    path.write_text("ham\tsee you, then\nspam\twin, win, win\n")
+    assert files.open_file(str(path), tmp_path, ()).container == "table"
+
+
+def test_rows_stay_rows_where_text_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "rows.csv").write_text("text,n\na,1\n")
+    for name, container in (("rows.jsonl", "lines"), ("rows.csv", "table")):
+        file = files.open_file(str(tmp_path / name), tmp_path, ("text",), text=True)
+        assert file.container == container
+
+
+def test_a_passage_with_bytes_that_are_no_text_is_an_error_of_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"a" * 1990 + b"\n\nsecond\nbad \xff byte\n")
+    good, bad = files.open_file(str(path), tmp_path, (), text=True).rows()
+    assert good.load()["ends"] is False
+    assert bad.line == 3
+    with pytest.raises(RowError, match="line 4, column 5"):
+        bad.load()

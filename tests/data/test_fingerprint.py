@@ -4,7 +4,7 @@ import numpy as np
 
 from tunesmith.chat import Message, ToolCall
 from tunesmith.data import fingerprint
-from tunesmith.data.examples import Conversation, Preference, Source, UnpairedPreference
+from tunesmith.data.examples import Conversation, Document, Preference, Source, UnpairedPreference
 
 
 def _row(asked: str, answer: str = "fine", system: str = "", line: int = 1) -> Conversation:
@@ -115,3 +115,28 @@ def test_the_shortest_texts_have_signatures() -> None:
     signed = fingerprint.Signer().sign([_row("", ""), _row("?", "!"), _row("a", "b")])
     assert signed.shape == (3, 32)
     assert fingerprint.Signer().sign([]).shape == (0, 32)
+
+
+def test_a_document_is_known_by_its_text_wherever_it_ends() -> None:
+    one, two = (Document("To be, or not to be.", Source("f", n), n == 1) for n in (1, 2))
+    assert (
+        fingerprint.digest(one)
+        == fingerprint.digest(two)
+        != fingerprint.digest(Document("To be", Source("f", 1)))
+    )
+    assert fingerprint.prompt_key(one, normal=True) == fingerprint.prompt_key(
+        Document("to be or not to be", Source("g", 1)), normal=True
+    )
+    signed = fingerprint.Signer().sign([one, two])
+    assert (signed[0] == signed[1]).all()
+
+
+def test_rows_join_what_their_numbers_do() -> None:
+    texts = [Document(f"{n} {n * 7919} {n**5}", Source("f", n)) for n in range(6)]
+    signatures = fingerprint.Signer().sign(texts)
+    prompts = np.array([fingerprint.prompt_key(text) for text in texts], np.uint64)
+    joined = fingerprint.group(signatures, prompts, np.array([4, 2, 4, 3, 2, 2])).tolist()
+    assert joined[0] == joined[2]
+    assert joined[1] == joined[4] == joined[5]
+    assert len(set(joined)) == 3
+    assert len(set(fingerprint.group(signatures, prompts).tolist())) == 6

@@ -13,6 +13,7 @@ from tunesmith.chat import Message, ToolCall
 from tunesmith.data.dataset import Dataset, read
 from tunesmith.data.examples import (
     Conversation,
+    Document,
     Example,
     Preference,
     Source,
@@ -203,6 +204,7 @@ _EXAMPLE = (
     st.builds(Conversation, _TURNS, _SOURCE, _TOOLS)
     | st.builds(Preference, _TURNS, _TURNS, _TURNS, _SOURCE, _TOOLS)
     | st.builds(UnpairedPreference, _TURNS, _TURNS, st.booleans(), _SOURCE, _TOOLS)
+    | st.builds(Document, _TEXT, _SOURCE, st.booleans())
 )
 
 
@@ -224,3 +226,58 @@ def test_written_rows_are_openai_chat_with_their_source(tmp_path: Path) -> None:
     }
     again = read([str(tmp_path / "train.jsonl")])
     assert again.fingerprint == data.fingerprint
+
+
+def _book(path: Path, name: str, count: int) -> str:
+    """A text of as many passages, no two alike."""
+    file = path / f"{name}.txt"
+    paragraphs = [
+        " ".join(_text(ord(name) * 10**4 + 20 * n + k) for k in range(20)) for n in range(count)
+    ]
+    file.write_text("".join(f"{name} {n} {text}\n\n" for n, text in enumerate(paragraphs)))
+    return str(file)
+
+
+def _places(dataset: Dataset, part: object) -> list[int]:
+    """Where the examples of a part stand in the dataset."""
+    order = {row.source: index for index, row in enumerate(dataset)}
+    assert hasattr(part, "__iter__")
+    return [order[row.source] for row in part]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_running_text_is_held_out_from_its_end_in_one_block(tmp_path: Path, seed: int) -> None:
+    dataset = read([_book(tmp_path, "a", 20)], format="text")
+    assert len(dataset) == 20
+    made = split(dataset, validation=3, test=4, seed=seed)
+    assert _places(dataset, made.train) == list(range(13))
+    assert _places(dataset, made.validation) == [13, 14, 15]
+    assert _places(dataset, made.test) == [16, 17, 18, 19]
+
+
+def test_each_of_several_texts_gives_its_end(tmp_path: Path) -> None:
+    files = [_book(tmp_path, "a", 10), _book(tmp_path, "b", 20)]
+    dataset = read(files, format="text")
+    made = split(dataset, validation=0, test=0.2, seed=0)
+    assert _places(dataset, made.test) == [8, 9, 26, 27, 28, 29]
+
+
+def test_texts_and_rows_give_like_shares(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": _text(5000 + n)}) + "\n" for n in range(200)))
+    dataset = read([_book(tmp_path, "a", 50), str(rows)], format="text")
+    made = split(dataset, validation=0, test=50, seed=0)
+    places = _places(dataset, made.test)
+    book = [place for place in places if place < 50]
+    assert book == list(range(50 - len(book), 50))
+    assert 6 <= len(book) <= 14
+
+
+def test_a_passage_that_stands_in_the_own_test_file_leaves_training(tmp_path: Path) -> None:
+    dataset = read([_book(tmp_path, "a", 10)], format="text")
+    rows = list(dataset)
+    own = tmp_path / "own.jsonl"
+    write_jsonl([rows[3]], own)
+    made = split(dataset, validation=0, test=read([str(own)], format="text"), seed=0)
+    assert (made.leaked, len(made.train)) == (1, 9)
+    assert "its text stands in" in next(made.leaked_rows()).reason

@@ -84,3 +84,15 @@ def test_the_ledger_is_told_with_a_model(
     assert data["trained_tokens"] > 0
     assert data["masked_tokens"] > data["trained_tokens"]
     assert screen.reports[0].tokens.largest < 60
+
+
+def test_running_text_is_checked_in_passages(
+    shared: Callable[[str], Path], model: Path, screen: Any
+) -> None:
+    text = shared("text_shakespeare/dev.txt")
+    found = checked(text, str(model), screen, **{"method.type": "cpt"})
+    assert found.refused is None
+    data = found.value["data"]
+    assert data["rows"] == data["used"] == data["train"] + data["validation"] + data["test"]
+    assert data["trained_tokens"] > 20 * data["masked_tokens"] > 0
+    assert screen.reports[0].turns is None

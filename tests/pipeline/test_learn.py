@@ -18,6 +18,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.train.spec import TrainSpec
 
 OTHER = {
+    "method.type": "cpt",
     "model.dtype": "bfloat16",
     "method.adapter": "dora",
     "method.embeddings": True,
@@ -62,16 +63,30 @@ def test_trap_31_each_training_setting_reaches_the_training_process(
 ) -> None:
     known = recipes.keys()
     keys = {key for key in known if key.split(".")[0] in ("method", "train")}
-    assert keys - set(OTHER) == {"method.type"}
+    assert keys == set(OTHER) - {"model.dtype"}
     for key, value in OTHER.items():
         asked = recipes.with_values(Recipe(), {**FIRST, key: value})
         other = learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(Path(spec.out)))
         changed = [f.name for f in fields(spec) if getattr(spec, f.name) != getattr(other, f.name)]
-        assert changed == ["dora" if key == "method.adapter" else key.split(".")[1]]
+        names = {"method.type": ["method", "heldout"], "method.adapter": ["dora"]}
+        assert changed == names.get(key, [key.split(".")[1]])
     full = {key: value for key, value in FIRST.items() if key != "method.rank"}
     asked = recipes.with_values(Recipe(), {**full, "method.adapter": "full"})
     other = learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(Path(spec.out)))
     assert (other.full, other.rank) == (True, 0)
+
+
+def test_text_is_measured_on_test_rows_or_else_on_validation_rows(
+    model: Path, tmp_path: Path
+) -> None:
+    asked = recipes.with_values(Recipe(), {**FIRST, "method.type": "cpt"})
+    folder = RunFolder(tmp_path)
+    folder.data.mkdir()
+    test = folder.data / "test.jsonl"
+    for content, name in (("", "validation"), ("{}\n", "test")):
+        test.write_text(content)
+        spec = learn.spec_of(asked, fetch.resolve(str(model)), folder)
+        assert Path(spec.heldout) == folder.data / f"{name}.jsonl"
 
 
 def test_a_failed_training_says_why_after_log_and_checkpoints_were_made_to_agree(

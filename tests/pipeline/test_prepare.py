@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tunesmith import recipe as recipes
+from tunesmith.data.examples import Document
 from tunesmith.errors import DataError, UsageError
 from tunesmith.models import fetch
 from tunesmith.models.template import ChatTemplate
@@ -168,3 +169,51 @@ def test_limit_and_length_settings_have_an_effect(
     assert 0 < dropped.counts()["rejected"] < 120
     reasons = {json.dumps(item.reason) for item in dropped.rejected()}
     assert any("too long" in reason for reason in reasons)
+
+
+def book(folder: Path, passages: int = 40) -> Path:
+    """Running text of as many passages."""
+    path = folder / "book.txt"
+    words = " ".join(f"word{n % 89}" for n in range(230))
+    path.write_text("\n\n".join(f"Chapter {n * 7919}. {words} {n**5}" for n in range(passages)))
+    return path
+
+
+def test_text_is_batched_by_its_tokens_split_where_it_is_long_and_passed_over_twice(
+    tmp_path: Path, model: Path
+) -> None:
+    asked = recipe(book(tmp_path), model__name=str(model), method__type="cpt")
+    spec, template = fetch.resolve(str(model)), ChatTemplate.load(model)
+    prepared = prepare.gather(asked.reading, template, seed=0)
+    assert prepared.counts() == {
+        **{"rows": 40, "used": 40, "rejected": 0, "duplicates": 0},
+        **{"train": 20, "validation": 7, "test": 13},
+    }
+    ledger = prepare.weigh(prepared, template)
+    # A token is a byte here, and the first of each passage is not trained.
+    sizes = [len(row.text.encode()) for row in prepared.split.train if isinstance(row, Document)]
+    assert (ledger.trained, ledger.masked) == (sum(sizes) - 20, 20)
+    settled, reasons = prepare.resolve_auto(asked, prepared.split, ledger, spec, template)
+    assert (settled.data.format, settled.data.too_long) == ("text", "split")
+    assert (settled.train.epochs, settled.train.batch_rows) == (2, 1)
+    assert not any("reference" in reason for reason in reasons)
+    short = prepare.gather(asked.reading.model_copy(update={"max_tokens": 900}), template, seed=0)
+    counts = short.counts()
+    assert (counts["used"], counts["rejected"]) == (40, 0)
+    assert counts["train"] + counts["validation"] + counts["test"] == len(short.dataset) == 80
+
+
+def test_rows_that_a_method_does_not_learn_from_are_refused_before_they_are_read() -> None:
+    with pytest.raises(UsageError, match=r"data\.format=text with method\.type=sft.*type=cpt"):
+        prepare.learnable(recipes.read(None, ["data.format=text"]))
+    with pytest.raises(UsageError, match="tunesmith train"):
+        prepare.comparable(recipes.read(None, ["method.type=cpt"]))
+    for settings in ([], ["method.type=cpt"]):
+        prepare.learnable(recipes.read(None, settings))
+    prepare.comparable(Recipe())
+
+
+def test_a_text_is_no_demonstration(tmp_path: Path) -> None:
+    data = recipe(book(tmp_path), data__format="text", data__test=0).reading
+    with pytest.raises(DataError, match=r"book\.txt:1 is a text; .*method\.type=cpt"):
+        prepare.demonstrations(prepare.gather(data, None, seed=0).dataset)

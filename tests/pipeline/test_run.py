@@ -221,3 +221,10 @@ def test_asking_first_ends_with_the_advice_and_no_verdict(
 
 def test_the_command_can_be_typed_again() -> None:
     assert pipeline.typed(["run", "my rows.jsonl"]) == "tunesmith run 'my rows.jsonl'"
+
+
+def test_text_has_nothing_to_compare(tmp_path: Path, screen: Any) -> None:
+    asked = recipes.read(None, ["method.type=cpt", f"data.files=[{tmp_path}/book.txt]"])
+    with pytest.raises(UsageError, match="Type tunesmith train"):
+        pipeline.run(asked, out=tmp_path / "run", screen=screen, command="", ask=False)
+    assert not (tmp_path / "run").exists()

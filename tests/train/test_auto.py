@@ -32,6 +32,16 @@ def test_every_choice_is_in_its_range_and_says_why(count: int) -> None:
     assert auto.max_batch_tokens().reason
 
 
+def test_text_is_counted_in_tokens() -> None:
+    # 1/100 of the tokens a step, 2,048 at least and 32,768 at most, in passages of 500.
+    assert [auto.text_rows(tokens // 500, tokens).value for tokens in (10_000, 10**6, 10**8)] == [
+        *(4, 20, 66),
+    ]
+    assert auto.text_rows(1, 3).value == 1
+    assert [auto.text_epochs(tokens).value for tokens in (10**6, 10**7)] == [2, 1]
+    assert "1,000,000 tokens" in auto.text_epochs(10**6).reason
+
+
 def test_choices_by_hand() -> None:
     assert [auto.batch_rows(rows).value for rows in (20, 200, 500, 2000)] == [4, 8, 16, 32]
     assert [auto.epochs(rows).value for rows in (200, 400, 1000)] == [5, 4, 3]

@@ -146,6 +146,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "seed": {"seed": 1},
 }
 ELSEWHERE = {
+    "method": "test_heldout.py",
+    "heldout": "test_heldout.py",
     "model": "every test here",
     "train": "test_the_rows_of_both_files_are_used",
     "validation": "test_the_rows_of_both_files_are_used",

@@ -71,6 +71,7 @@ def check(
         lengths.ledger(dropped_tokens) if rendering is not None else None,
         distribution(form.turns),
         distribution(lengths.tokens),
-        distribution(lengths.answers),
+        # Documents have no answers.
+        distribution(lengths.answers) if form.turns else None,
         labels.counts,
     )

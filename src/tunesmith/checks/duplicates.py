@@ -65,12 +65,19 @@ class Fingerprints:
             yield from self._one_answer()
 
     def _alike(self, groups: NDArray[np.int64]) -> Iterator[Finding]:
+        where = np.arange(len(groups))
+        seen = len(groups) == len(self)
+        if seen:
+            # Pieces of one row are in one group, and no copies of each other.
+            rows_of = np.stack([groups, np.array(self._file), np.array(self._line)])
+            where = np.sort(np.unique(rows_of, axis=1, return_index=True)[1])
+            groups = groups[where]
         _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         alike = sizes[sizes > 1]
         rows = int(alike.sum())
         if not rows:
             return
-        named = self._named(np.flatnonzero(sizes[member] > 1)) if len(groups) == len(self) else ()
+        named = self._named(where[sizes[member] > 1]) if seen else ()
         message = (
             f"{rows_said(rows)} in groups of near duplicates: "
             f"{len(alike):,} groups, the largest of {int(alike.max()):,}; a group stays on one side of the split"

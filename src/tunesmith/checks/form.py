@@ -77,25 +77,28 @@ class Form:
 
     def __init__(self) -> None:
         self.turns: Counter[int] = Counter()
+        self._rows = 0
         self._odd = [Marked() for _ in _ODDITIES]
         self._undecided = Marked()
 
     def see(self, row: Row) -> None:
         """Count a row."""
-        first, *others = row.conversations
-        self.turns[len(first.messages)] += 1
+        self._rows += 1
+        if row.conversations:
+            self.turns[len(row.conversations[0].messages)] += 1
         everything = "\n".join(row.texts())
         for oddity, marked in zip(_ODDITIES, self._odd, strict=True):
             if oddity.pattern.search(row.answer if oddity.answers_only else everything):
                 marked.add(row.where)
-        if isinstance(row.example, Preference) and others[0].messages == first.messages:
+        if isinstance(row.example, Preference) and row.example.chosen == row.example.rejected:
             self._undecided.add(row.where)
 
     def findings(self, dataset: Dataset, too_long: TooLong) -> Iterator[Finding]:
         """Refused rows by kind, too few rows, then what looks broken."""
         for problem in dataset.problems:
             yield _refused(problem, too_long)
-        yield from _too_few(dataset.used)
+        # One document may be a book: what is divided and trained are its passages.
+        yield from _too_few(dataset.used if self.turns else len(dataset))
         yield from self._undecided.told(
             "form",
             "error",
@@ -103,7 +106,7 @@ class Form:
             "Take them out: there is nothing to prefer.",
         )
         for oddity, marked in zip(_ODDITIES, self._odd, strict=True):
-            style = oddity.style and marked.count > MOST * self.turns.total()
+            style = oddity.style and marked.count > MOST * self._rows
             severity = "note" if style else "warning"
             yield from marked.told("form", severity, f"with {oddity.what}", oddity.remedy)
 

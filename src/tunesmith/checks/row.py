@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from tunesmith.chat import Message, answer_text
 from tunesmith.checks.report import Finding, Severity, rows_said
-from tunesmith.data.examples import Conversation, Example, Preference, Source
+from tunesmith.data.examples import Conversation, Document, Example, Preference, Source
 
 NAMED_ROWS = 20
 
@@ -39,7 +39,8 @@ class Marked:
 class Row:
     """One example with what several checks ask of it.
 
-    `conversations` is what is rendered: one, or two for a preference pair (better answer first).
+    `conversations` is what the template renders: one, two for a preference pair (better answer
+    first), none for a document.
     """
 
     example: Example
@@ -49,11 +50,15 @@ class Row:
 
     @property
     def answer(self) -> str:
-        """The text that is learned as the last turn; for a pair the better one."""
+        """The text that is learned: the last turn, for a pair the better one, or a document."""
+        if isinstance(self.example, Document):
+            return self.example.text
         return answer_text(self.conversations[0].answer)
 
     def texts(self) -> list[str]:
-        """What every turn says, calls included; the prompt of a pair once."""
+        """What every turn says, calls included; the prompt of a pair once; or the document."""
+        if isinstance(self.example, Document):
+            return [self.example.text]
         first, *others = self.conversations
         messages = list(first.messages)
         for other in others:
@@ -63,6 +68,8 @@ class Row:
 
 def look(example: Example) -> Row:
     """The row that the checks see."""
+    if isinstance(example, Document):
+        return Row(example, said(example.source), (), ())
     if isinstance(example, Conversation):
         return Row(example, said(example.source), example.prompt, (example,))
     both = (
@@ -98,7 +105,9 @@ def digest(text: str) -> int:
 
 
 def prompt_key(example: Example) -> int:
-    """One number for a prompt with its tools, blind to case and to how its words are spaced."""
+    """One number for a prompt with its tools, or a document; blind to case and spacing."""
+    if isinstance(example, Document):
+        return digest(" ".join(example.text.split()).casefold())
     turns = [f"{m.role}\x1f{' '.join(answer_text(m).split()).casefold()}" for m in example.prompt]
     tools = [json.dumps(dict(tool), sort_keys=True) for tool in example.tools]
     return digest("\x1e".join([*turns, *tools]))

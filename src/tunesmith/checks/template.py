@@ -8,8 +8,9 @@ from itertools import groupby, pairwise
 
 from tunesmith.checks.report import Finding
 from tunesmith.checks.row import Marked, Row, trains
-from tunesmith.data.examples import Conversation
+from tunesmith.data.examples import Conversation, Document
 from tunesmith.errors import RowError
+from tunesmith.models import document
 from tunesmith.models.template import Chain, ChatTemplate
 
 
@@ -19,7 +20,8 @@ class Rendered:
 
     Args:
         tokens: the longest chain.
-        turns: tokens of each trained turn, the end-of-turn token included.
+        turns: tokens of each trained turn, the end-of-turn token included; of a document all that
+            are trained.
         masked: tokens without loss, over all chains.
     """
 
@@ -54,6 +56,30 @@ def render(template: ChatTemplate, conversation: Conversation) -> Rendered:
         )
     _all_turns(conversation, len(turns))
     return Rendered(max(len(chain.ids) for chain in chains), tuple(turns), total - sum(turns))
+
+
+def render_row(template: ChatTemplate, row: Row) -> Rendered:
+    """Render a row: a conversation, the two of a pair added up, or a document.
+
+    Raises:
+        RowError: see `render`; or a document has but one token, which nothing predicts.
+    """
+    if isinstance(row.example, Document):
+        chain = document.chain(template, row.example.text, ends=row.example.ends)
+        if not chain.trained_count:
+            raise RowError(
+                "no token of the row would be trained",
+                expected="two tokens or more",
+                remedy="Delete the row.",
+            )
+        count = len(chain.ids)
+        return Rendered(count, (chain.trained_count,), count - chain.trained_count)
+    parts = [render(template, conversation) for conversation in row.conversations]
+    return Rendered(
+        max(part.tokens for part in parts),
+        tuple(turn for part in parts for turn in part.turns),
+        sum(part.masked for part in parts),
+    )
 
 
 def _trained_runs(chain: Chain, end_of_turn: frozenset[int]) -> Iterator[int]:
@@ -94,27 +120,24 @@ class TemplateCheck:
         self._template = template
         self._failed: dict[str, tuple[RowError, Marked]] = {}
         self._tools, self._unweighted = Marked(), Marked()
+        self._read_as_text = True
 
     def see(self, row: Row) -> Rendered | None:
         """The row's tokens (the two of a pair added up), or None where it does not render."""
-        if row.example.tools and not self._template.supports_tools:
+        self._read_as_text &= isinstance(row.example, Document)
+        if any(turns.tools for turns in row.conversations) and not self._template.supports_tools:
             self._tools.add(row.where)
         if isinstance(row.example, Conversation) and any(
             message.role == "assistant" and not trains(message) for message in row.example.messages
         ):
             self._unweighted.add(row.where)
         try:
-            parts = [render(self._template, conversation) for conversation in row.conversations]
+            return render_row(self._template, row)
         except RowError as error:
             # The problem's words without its numbers, so that a fault of every row is one finding.
             kind = "".join(c for c in error.found if not c.isdigit())[:60]
             self._failed.setdefault(kind, (error, Marked()))[1].add(row.where)
             return None
-        return Rendered(
-            max(part.tokens for part in parts),
-            tuple(turn for part in parts for turn in part.turns),
-            sum(part.masked for part in parts),
-        )
 
     def findings(self) -> Iterator[Finding]:
         """Errors for rows that do not render or train wrongly; notes on what the template lacks."""
@@ -124,7 +147,7 @@ class TemplateCheck:
             yield from marked.told(
                 "template", "error", f"cannot be trained: {error.found}{expected}", remedy
             )
-        if self._template.fallback:
+        if self._template.fallback and not self._read_as_text:
             message = (
                 "the model ships no chat template, so tunesmith's plain one is used: "
                 "roles in brackets, the end token after each answer"

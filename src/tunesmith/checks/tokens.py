@@ -11,9 +11,10 @@ from typing import Literal
 from tunesmith.chat import Message
 from tunesmith.checks.report import Finding, Ledger
 from tunesmith.checks.row import Marked, Row, look, muted, trains
-from tunesmith.checks.template import Rendered, render
-from tunesmith.data.examples import Conversation, Example, Source
+from tunesmith.checks.template import Rendered, render, render_row
+from tunesmith.data.examples import Conversation, Document, Example, Source
 from tunesmith.errors import RowError
+from tunesmith.models import document
 from tunesmith.models.template import ChatTemplate
 
 TooLong = Literal["stop", "split", "drop"]
@@ -27,7 +28,8 @@ class Refiner:
 
     A conversation that is split becomes consecutive pieces: the system message and as many whole
     exchanges as fit. Each assistant turn is trained in exactly one piece; where a piece has room
-    left, the exchanges before it stand there again as context with weight 0.
+    left, the exchanges before it stand there again as context with weight 0. A document becomes
+    consecutive passages of like length, cut between paragraphs, lines or words.
 
     Rows are read anew at every pass; one byte a row remembers which ones have passed as they are,
     so that they are rendered once.
@@ -51,13 +53,12 @@ class Refiner:
         """
         if self._known(example.source):
             return (example,)
-        row = look(example)
-        tokens = max(render(self._template, part).tokens for part in row.conversations)
+        tokens = render_row(self._template, look(example)).tokens
         if tokens <= self._max_tokens:
             self._remember(example.source)
             return (example,)
-        if self._too_long == "split" and isinstance(example, Conversation):
-            pieces = self._pieces(example)
+        if self._too_long == "split":
+            pieces = self._split(example)
             if pieces:
                 return pieces
         self._dropped[example.source] = tokens
@@ -71,6 +72,18 @@ class Refiner:
         passed = self._whole.setdefault(source.file, bytearray())
         passed.extend(bytes(max(source.line + 1 - len(passed), 0)))
         passed[source.line] = 1
+
+    def _split(self, row: Example) -> Sequence[Example]:
+        if isinstance(row, Conversation):
+            return self._pieces(row)
+        return self._passages(row) if isinstance(row, Document) else ()
+
+    def _passages(self, row: Document) -> list[Document]:
+        texts = document.cut(self._template, row.text, self._max_tokens)
+        return [
+            replace(row, text=text, ends=row.ends and place == len(texts))
+            for place, text in enumerate(texts, 1)
+        ]
 
     def _pieces(self, row: Conversation) -> list[Conversation]:
         """The pieces, or none where one exchange does not fit alone."""
@@ -155,10 +168,12 @@ class Lengths:
         self.trained = self.masked = 0
         self._near, self._beyond, self._split = Marked(), Marked(), Marked()
         self._pieces = self._run = 0
+        self._of_text = False
         self._last = ""
 
     def see(self, row: Row, rendered: Rendered) -> None:
         """Count a row."""
+        self._of_text = not row.conversations
         self.tokens[rendered.tokens] += 1
         self.answers.update(rendered.turns)
         self.trained += sum(rendered.turns)
@@ -166,7 +181,7 @@ class Lengths:
         self._follow(row.where)
         if rendered.tokens > self.max_tokens:
             self._beyond.add(row.where)
-        elif rendered.tokens > NEAR_FULL * self.max_tokens:
+        elif rendered.tokens > NEAR_FULL * self.max_tokens and row.conversations:
             self._near.add(row.where)
 
     def _follow(self, where: str) -> None:
@@ -197,7 +212,10 @@ class Lengths:
             "warning",
             f"longer than {limit} split into {self._pieces:,} pieces; "
             "later pieces do not see the whole beginning",
-            "Choose a --model with a longer context to keep them whole, or type "
+            "Nothing needs doing, parts of a text are text; a --model with a longer context keeps "
+            "more of it together."
+            if self._of_text
+            else "Choose a --model with a longer context to keep them whole, or type "
             "--set data.too_long=drop.",
         )
         yield from self._near.told(

@@ -20,7 +20,7 @@ from tunesmith.data import files as _files
 from tunesmith.data import fingerprint as _fingerprint
 from tunesmith.data.examples import Example, Rejected, Source
 from tunesmith.data.formats import parse_example
-from tunesmith.data.layout import KNOWN_COLUMNS, Layout, recognise
+from tunesmith.data.layout import KNOWN_COLUMNS, PASSAGES, Layout, recognise
 from tunesmith.data.values import Row
 from tunesmith.errors import DataError, RowError, UsageError
 from tunesmith.recipe import Format
@@ -71,7 +71,10 @@ class Dataset:
             removed as exact copies.
         problems: the kinds of refusal, the most frequent first.
         fingerprint: sha256 over the examples in order; names of files do not enter.
-        groups: for each example the id of its group of near-duplicates, int64.
+        groups: for each example the id of its group of near-duplicates and of pieces of one row,
+            int64.
+        places: for each passage of a running text how far into its file it ends, above 0 to 1; nan for
+            other examples, float64.
         digests: for each example 128 bits of its content, shape (examples, 2), uint64.
         signatures: for each example its MinHash, shape (examples, 32), uint32.
         signer: what made the signatures, for making comparable ones.
@@ -91,7 +94,10 @@ class Dataset:
         # In the order of their content, so that groups do not depend on the order of rows.
         order = np.lexsort((self.digests[:, 1], self.digests[:, 0]))
         self.groups: NDArray[np.int64] = np.empty(len(order), np.int64)
-        self.groups[order] = _fingerprint.group(self.signatures[order], prompts[order])
+        self.groups[order] = _fingerprint.group(
+            self.signatures[order], prompts[order], read.rows[order]
+        )
+        self.places = read.places
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -103,7 +109,7 @@ class Dataset:
     @property
     def nbytes(self) -> int:
         """Bytes held for the rows."""
-        held = (self._status, self._copies, self._originals)
+        held = (self._status, self._copies, self._originals, self.places)
         return sum(part.nbytes for part in (*held, self.digests, self.signatures, self.groups))
 
     def rejected(self) -> Iterator[Rejected]:
@@ -168,7 +174,8 @@ def read(
     spool = Path(tempfile.gettempdir()) / f"tunesmith-{random.SystemRandom().getrandbits(64):x}"
     try:
         known = KNOWN_COLUMNS | {name.strip().casefold() for name in columns.values()}
-        opened = tuple(_files.open_file(name, spool, known) for name in files)
+        text = format == "text"
+        opened = tuple(_files.open_file(name, spool, known, text=text) for name in files)
         samples = [_sample(file) for file in opened]
         layouts, notes = _layouts(opened, samples, format, columns)
         reader = _Reader(opened, layouts, refine)
@@ -194,7 +201,8 @@ class _Pass:
         self._kinds: dict[str, tuple[int, Rejected]] = {}
         self._status, self._row_digests = bytearray(), bytearray()
         self._digests, self._prompts, self._signed = bytearray(), bytearray(), bytearray()
-        self._pieces = bytearray()
+        self._pieces, self._texts = bytearray(), bytearray()
+        self._files: dict[str, int] = {}
         self._waiting: list[Example] = []
 
     def run(self, picked: set[int] | None, progress: Callable[[int], None] | None) -> None:
@@ -211,7 +219,7 @@ class _Pass:
                 self._refuse(error, source, row)
             else:
                 self._status.append(_USED)
-                self._take(example, pieces)
+                self._take(example, pieces, running=layout is PASSAGES)
             done += 1
             if progress is not None and done % _BATCH == 0:
                 progress(done)
@@ -232,7 +240,10 @@ class _Pass:
             again = np.zeros(len(rows), bool)
         self.copies, self.originals = rows[order[again]], rows[order[starts[again]]]
         self.status[self.copies] = _COPY
-        kept = np.repeat(self.status[rows] == _USED, np.frombuffer(self._pieces, np.uint32))
+        pieces = np.frombuffer(self._pieces, np.uint32)
+        kept = np.repeat(self.status[rows] == _USED, pieces)
+        self.rows = np.repeat(rows, pieces)[kept]
+        self.places = _places(np.repeat(np.frombuffer(self._texts, np.uint32), pieces)[kept])
         self.digests = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)[kept]
         self.prompts = np.frombuffer(self._prompts, np.uint64)[kept]
         signed = np.frombuffer(self._signed, np.uint32)
@@ -243,7 +254,9 @@ class _Pass:
         found = [Problem(kind, count, first) for kind, (count, first) in self._kinds.items()]
         return tuple(sorted(found, key=lambda problem: -problem.count))
 
-    def _take(self, example: Example, pieces: Sequence[Example]) -> None:
+    def _take(self, example: Example, pieces: Sequence[Example], *, running: bool) -> None:
+        file = self._files.setdefault(example.source.file, len(self._files) + 1)
+        self._texts += (file if running else 0).to_bytes(4, "little")
         digest = _fingerprint.digest(example)
         self._row_digests += digest
         self._pieces += len(pieces).to_bytes(4, "little")
@@ -268,6 +281,15 @@ class _Pass:
         self._kinds[kind] = (count + 1, first)
 
 
+def _places(texts: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """How far into its text each passage ends; `texts` numbers them, 0 for none."""
+    places = np.full(len(texts), np.nan)
+    for text in np.unique(texts[texts > 0]):
+        where = np.flatnonzero(texts == text)
+        places[where] = np.arange(1, len(where) + 1) / len(where)
+    return places
+
+
 def _sample(file: _files.DataFile) -> list[Row]:
     with closing(file.rows()) as rows:
         return list(islice(rows, _SAMPLE))
@@ -288,7 +310,8 @@ def _layouts(
         loaded = [row.load() for row in sample if _loads(row)]
         there.update((key, None) for row in loaded for key in row)
         try:
-            layout = recognise(loaded, format, columns)
+            running = file.container == "text"
+            layout = PASSAGES if running else recognise(loaded, format, columns)
         except UsageError as error:
             raise UsageError(
                 f"{file.name}: {error.found}", expected=error.expected, remedy=error.remedy

@@ -1,4 +1,4 @@
-"""What one training row is, once it is read: the three kinds of example."""
+"""What one training row is, once it is read: the four kinds of example."""
 
 from __future__ import annotations
 
@@ -56,7 +56,17 @@ class UnpairedPreference:
     tools: tuple[Tool, ...] = ()
 
 
-Example = Conversation | Preference | UnpairedPreference
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text as it is, whole or a passage of it; `ends` where the whole text ends with it."""
+
+    text: str
+    source: Source
+    ends: bool = True
+
+
+Dialogue = Conversation | Preference | UnpairedPreference
+Example = Dialogue | Document
 
 
 @dataclass(frozen=True, slots=True)

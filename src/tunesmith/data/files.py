@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tunesmith.data.passages import passages
 from tunesmith.data.tables import Table, sniff, table_rows
 from tunesmith.data.values import Row, check_text, read_values
 from tunesmith.errors import DataError, RowError
@@ -27,6 +28,10 @@ RATIO_LIMIT = 400
 _RATIO_FROM = 64 << 20
 _SAMPLE = 1 << 16
 _EXPECTED = "JSONL, a JSON array, CSV, TSV or Parquet, each also as .gz"
+_TEXT = (".txt", ".md")
+_TABLES = (".csv", ".tsv", ".tab")
+_REGULAR = 0.8
+"""Share of records of one width above which a .txt file is a table and not prose with commas."""
 _BINARY = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89PNG": "a PNG image",
@@ -50,7 +55,7 @@ class DataFile:
 
     name: str
     path: Path
-    container: Literal["lines", "array", "objects", "table", "parquet"]
+    container: Literal["lines", "array", "objects", "table", "parquet", "text"]
     encoding: str = "utf-8"
     table: Table | None = None
     notes: tuple[str, ...] = ()
@@ -58,6 +63,8 @@ class DataFile:
 
     def rows(self) -> Generator[Row, None, None]:
         """Every row, the broken ones with their error; blank lines are no rows.
+
+        A passage of running text is {"text", "ends"}; its line ends are "\\n", whatever they were.
 
         Raises:
             DataError: the file changed since it was opened, or cannot be unpacked.
@@ -71,7 +78,9 @@ class DataFile:
             return
         with _open_text(self.path, self.name, self.encoding) as stream:
             try:
-                if self.container == "lines":
+                if self.container == "text":
+                    yield from _passage_rows(stream)
+                elif self.container == "lines":
                     yield from _line_rows(stream)
                 elif self.table is not None:
                     yield from table_rows(stream, self.table)
@@ -85,13 +94,14 @@ class DataFile:
                 ) from None
 
 
-def open_file(name: str, spool: Path, known: Collection[str]) -> DataFile:
+def open_file(name: str, spool: Path, known: Collection[str], *, text: bool = False) -> DataFile:
     """Look at the beginning of a file and say how its rows are found.
 
     Args:
         name: a path, or `-` for standard input.
         spool: a folder for what can be read only once: standard input, pipes, packed Parquet.
         known: column names in lower case; a first line that has one of them is a header.
+        text: what is neither JSON nor a table by its name is running text.
 
     Raises:
         DataError: missing, unreadable, empty, or not a container that rows come in.
@@ -113,7 +123,9 @@ def open_file(name: str, spool: Path, known: Collection[str]) -> DataFile:
     start = sample.lstrip("\ufeff \t\r\n")[:1]
     if not start:
         raise DataError(f"{name} holds nothing but space", expected=_EXPECTED)
-    if suffix not in (".csv", ".tsv", ".tab") and start in "[{":
+    if text and suffix in _TEXT:
+        return DataFile(name, path, "text", encoding, notes=notes, stamp=_stamp(path))
+    if suffix not in _TABLES and start in "[{":
         container = "array" if start == "[" else _lines_or_objects(sample)
         return DataFile(name, path, container, encoding, notes=notes, stamp=_stamp(path))
     if suffix in (".json", ".jsonl", ".ndjson"):
@@ -122,7 +134,15 @@ def open_file(name: str, spool: Path, known: Collection[str]) -> DataFile:
             expected="[ or { there",
             remedy="If it is a table, name it .csv.",
         )
+    if text and suffix not in _TABLES:
+        return DataFile(name, path, "text", encoding, notes=notes, stamp=_stamp(path))
     table = sniff(sample, suffix, known, whole=len(sample) < _SAMPLE)
+    if suffix in _TEXT and table.regular < _REGULAR:
+        raise DataError(
+            f"{name} is plain text",
+            expected=_EXPECTED,
+            remedy="To learn from text as it is, type tunesmith train with --set method.type=cpt.",
+        )
     notes += table.notes
     return DataFile(name, path, "table", encoding, table, notes, _stamp(path))
 
@@ -251,6 +271,17 @@ def _lines_or_objects(sample: str) -> Literal["lines", "objects"]:
     if lines[0].rstrip().endswith("}") or (len(lines) > 1 and lines[1].startswith("{")):
         return "lines"
     return "objects" if len(lines) > 1 else "lines"
+
+
+def _passage_rows(stream: io.TextIOWrapper) -> Iterator[Row]:
+    stream.reconfigure(newline=None)
+    for passage in passages(stream):
+        try:
+            check_text(passage.text, passage.line)
+        except RowError as error:
+            yield Row(passage.line, passage.text, error=error)
+            continue
+        yield Row(passage.line, value={"text": passage.text, "ends": passage.ends})
 
 
 def _line_rows(stream: io.TextIOWrapper) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tunesmith.chat import Message, Tool, answer_text
-from tunesmith.data.examples import Conversation, Example, Preference
+from tunesmith.data.examples import Conversation, Dialogue, Document, Example, Preference
 
 PERMUTATIONS = 32
 _BANDS, _BAND = 8, 4
@@ -38,7 +38,17 @@ Keys = NDArray[np.uint64]
 
 def digest(example: Example) -> bytes:
     """16 bytes that two examples share when they teach the same: file, line and ids apart."""
-    parts: list[Any] = [type(example).__name__, [_plain_tool(tool) for tool in example.tools]]
+    parts: list[Any] = [type(example).__name__]
+    if isinstance(example, Document):
+        parts.append(example.text)
+    else:
+        parts += _said(example)
+    text = json.dumps(parts, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+def _said(example: Dialogue) -> list[Any]:
+    parts: list[Any] = [[_plain_tool(tool) for tool in example.tools]]
     if isinstance(example, Conversation):
         parts.append([_plain(message) for message in example.messages])
     else:
@@ -46,12 +56,16 @@ def digest(example: Example) -> bytes:
             [_plain(message) for message in turns] for turns in (example.prompt, *_answers(example))
         ]
         parts.append(None if isinstance(example, Preference) else example.label)
-    text = json.dumps(parts, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+    return parts
 
 
 def prompt_text(example: Example) -> str:
-    """What the answer answers: every turn before it but the system's, with its role."""
+    """What the answer answers: every turn before it but the system's, with its role.
+
+    A document answers nothing: its text is what it is known by.
+    """
+    if isinstance(example, Document):
+        return example.text
     return "\x1e".join(
         f"{message.role}\x1f{answer_text(message)}"
         for message in example.prompt
@@ -103,8 +117,12 @@ class Signer:
         return np.array(matrix.to_rows(), dtype=np.uint32).reshape(-1, PERMUTATIONS)
 
 
-def group(signatures: Signatures, prompts: Keys) -> NDArray[np.int64]:
+def group(
+    signatures: Signatures, prompts: Keys, rows: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """The group of each example: near-duplicates, and examples with the same normalised prompt.
+
+    Pieces of one row, which have the same number in `rows`, belong together as well.
 
     A prompt that more than half of the examples have (and at least 20) says nothing about them
     and joins nobody: where every row asks the same, its answer is what tells it from others.
@@ -113,6 +131,9 @@ def group(signatures: Signatures, prompts: Keys) -> NDArray[np.int64]:
     labels = np.arange(count, dtype=np.int64)
     if count < 2:
         return labels
+    if rows is not None:
+        _, first, member = np.unique(rows, return_index=True, return_inverse=True)
+        labels = first[member].astype(np.int64)
     order = np.argsort(prompts, kind="stable")
     firsts = _run_starts(prompts[order])
     lengths = np.diff(np.append(np.flatnonzero(firsts == np.arange(count)), count))
@@ -158,7 +179,7 @@ def mixed(keys: Keys, seed: int = 0) -> Keys:
     return out ^ (out >> np.uint64(31))
 
 
-def _answers(example: Example) -> tuple[tuple[Message, ...], ...]:
+def _answers(example: Dialogue) -> tuple[tuple[Message, ...], ...]:
     if isinstance(example, Conversation):
         return ((example.answer,),)
     if isinstance(example, Preference):
@@ -190,9 +211,13 @@ def _normal(text: str) -> str:
 
 
 def _body(example: Example) -> str:
-    turns = [message for message in example.prompt if message.role != "system"]
-    turns.extend(_answers(example)[0])
-    return f" {_normal(chr(10).join(answer_text(turn) for turn in turns))} ".ljust(_SHINGLE)
+    if isinstance(example, Document):
+        text = example.text
+    else:
+        turns = [message for message in example.prompt if message.role != "system"]
+        turns.extend(_answers(example)[0])
+        text = "\n".join(answer_text(turn) for turn in turns)
+    return f" {_normal(text)} ".ljust(_SHINGLE)
 
 
 def _shingles(texts: Sequence[str]) -> tuple[Keys, NDArray[np.int64]]:

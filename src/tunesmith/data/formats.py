@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith.chat import Message, Role, Tool
 from tunesmith.data.examples import (
     Conversation,
+    Document,
     Example,
     Preference,
     Source,
@@ -207,6 +208,10 @@ def _unpaired(cells: _Cells, source: Source) -> Example:
     return UnpairedPreference(prompt, completion, label, source, tools)
 
 
+def _document(cells: _Cells, source: Source) -> Example:
+    return Document(_text(cells, "text"), source, ends=cells.get("ends", True))
+
+
 _PARSERS: dict[str, Callable[[_Cells, Source], Example]] = {
     "preference": _preference,
     "unpaired-preference": _unpaired,
@@ -216,4 +221,5 @@ _PARSERS: dict[str, Callable[[_Cells, Source], Example]] = {
     "question-answer": _question_answer,
     "prompt-completion": _prompt_completion,
     "text-label": _text_label,
+    "text": _document,
 }

@@ -57,7 +57,10 @@ _FIELDS: dict[Format, dict[str, tuple[str, ...]]] = {
         "label": ("label", "category", "intent", "topic", "class"),
         "system": ("system",),
     },
+    "text": {"text": ("text", "content", "document")},
 }
+_RECOGNISED: tuple[Format, ...] = tuple(format for format in _FIELDS if format != "text")
+"""Text has to be asked for: a column of it stands in rows of many kinds."""
 REQUIRED: dict[Format, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "unpaired-preference": ("label",),
@@ -67,6 +70,7 @@ REQUIRED: dict[Format, tuple[str, ...]] = {
     "question-answer": ("question", "answer"),
     "prompt-completion": ("prompt", "completion"),
     "text-label": ("text", "label"),
+    "text": ("text",),
 }
 TITLES: dict[Format, str] = {
     "preference": "preference pairs",
@@ -77,11 +81,12 @@ TITLES: dict[Format, str] = {
     "question-answer": "question/answer",
     "prompt-completion": "prompt/completion",
     "text-label": "text/label",
+    "text": "text",
 }
 STANDARD_NAMES = tuple(dict.fromkeys(name for fields in _FIELDS.values() for name in fields))
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 KNOWN_COLUMNS = frozenset(
-    alias for fields in _FIELDS.values() for names in fields.values() for alias in names
+    alias for format in _RECOGNISED for names in _FIELDS[format].values() for alias in names
 )
 _PLAIN_TEXT_NAMES = frozenset(("text", "sentence", "utterance"))
 
@@ -93,6 +98,14 @@ class Layout:
     format: Format
     columns: Mapping[str, str]
     notes: tuple[str, ...]
+
+
+PASSAGES = Layout(
+    "text",
+    {"text": "text", "ends": "ends"},
+    ("read as running text, in passages of whole paragraphs; what is held out is its end",),
+)
+"""What `files` makes of running text."""
 
 
 def recognise(
@@ -115,7 +128,7 @@ def recognise(
         kinds = [_format_of(row, sample, columns) for row in sample]
         if not any(kinds):
             return None
-        format = max(_FIELDS, key=kinds.count)
+        format = max(_RECOGNISED, key=kinds.count)
     found = _columns(format, keys, columns)
     missing = [name for name in REQUIRED[format] if name not in found]
     if missing and keys:
@@ -130,7 +143,7 @@ def recognise(
 def _format_of(
     row: Mapping[str, Any], sample: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 ) -> Format | None:
-    for format in _FIELDS:
+    for format in _RECOGNISED:
         found = _columns(format, tuple(row), columns)
         mapped = all(name in found for name, column in columns.items() if column in row)
         if mapped and all(name in found for name in REQUIRED[format]):

@@ -17,6 +17,7 @@ from tunesmith.data import fingerprint as _fingerprint
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.examples import (
     Conversation,
+    Document,
     Example,
     Preference,
     Rejected,
@@ -76,6 +77,8 @@ def split(dataset: Dataset, *, validation: Size, test: Size, seed: int) -> Split
 
     A group's side follows from the seed and what its rows say, not from their order. `auto` takes
     15 % (40 to 400) for the test and 10 % (20 to 200) for validation, and leaves half to train on.
+    Passages of a running text are held out in one block at its end, validation before the test:
+    picked at random they would stand between passages that are trained, and be too easy.
 
     Args:
         dataset: what there is.
@@ -155,7 +158,7 @@ def _assign(dataset: Dataset, free: _Mask, wanted: tuple[int, ...], seed: int) -
     # A group is known by the least digest in it, whatever the order of its rows.
     keys = np.full(len(sizes), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(keys, groups, dataset.digests[free, 0])
-    order = np.argsort(_fingerprint.mixed(keys, seed), kind="stable").tolist()
+    order = np.argsort(_turns(dataset.places[free], groups, keys, seed), kind="stable").tolist()
     chosen = np.zeros(len(sizes), np.int8)
     left = count
     for side, want in enumerate(wanted, 1):
@@ -176,6 +179,22 @@ def _assign(dataset: Dataset, free: _Mask, wanted: tuple[int, ...], seed: int) -
     return sides
 
 
+def _turns(
+    places: NDArray[np.float64], groups: NDArray[np.int64], keys: NDArray[np.uint64], seed: int
+) -> NDArray[np.uint64]:
+    """When each group is held out, the least first: at random, and running texts from their end.
+
+    Both are even over the whole range, so that texts and rows beside them give equal shares.
+    """
+    turns = _fingerprint.mixed(keys, seed)
+    running = np.flatnonzero(~np.isnan(places))
+    latest = np.zeros(len(keys))
+    np.maximum.at(latest, groups[running], places[running])
+    ends = np.flatnonzero(latest)
+    turns[ends] = ((1 - latest[ends]) * float(1 << 63)).astype(np.uint64) << np.uint64(1)
+    return turns
+
+
 def _leaks(dataset: Dataset, held_out: Iterable[Dataset]) -> dict[Source, str]:
     """Training rows whose prompt stands in a held-out dataset, with the reason to take them out."""
     kept: dict[int, Source] = {}
@@ -186,8 +205,9 @@ def _leaks(dataset: Dataset, held_out: Iterable[Dataset]) -> dict[Source, str]:
     for example in dataset:
         source = kept.get(_fingerprint.prompt_key(example))
         if source is not None:
+            what = "text" if isinstance(example, Document) else "prompt"
             out[example.source] = (
-                f"its prompt stands in {source.file}:{source.line}, which is held out; training on "
+                f"its {what} stands in {source.file}:{source.line}, which is held out; training on "
                 "it would make the comparison worthless"
             )
     return out
@@ -224,7 +244,7 @@ def write_jsonl(examples: Iterable[Example], path: Path) -> int:
     """Write examples one a line with their source; the number written.
 
     Demonstrations take OpenAI's chat form, pairs its preference form, rated answers
-    {"prompt", "completion", "label"}.
+    {"prompt", "completion", "label"}, documents {"text", "ends"}.
     """
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as out:
@@ -243,6 +263,8 @@ def read_jsonl(path: Path) -> Iterator[Example]:
 
 def _record(example: Example) -> dict[str, Any]:
     source = {"file": example.source.file, "line": example.source.line}
+    if isinstance(example, Document):
+        return {"text": example.text, "ends": example.ends, "source": source}
     tools = {"tools": [dict(tool) for tool in example.tools]} if example.tools else {}
     if isinstance(example, Conversation):
         return {"messages": _written(example.messages), **tools, "source": source}
@@ -264,6 +286,8 @@ def _record(example: Example) -> dict[str, Any]:
 
 def _example(record: Mapping[str, Any]) -> Example:
     source = Source(**record["source"])
+    if "text" in record:
+        return Document(record["text"], source, record["ends"])
     if "messages" in record:
         return Conversation(_read(record["messages"]), source, tuple(record.get("tools", ())))
     if "input" in record:

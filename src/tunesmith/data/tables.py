@@ -38,6 +38,8 @@ class Table:
     header: tuple[str, ...]
     has_header: bool
     notes: tuple[str, ...]
+    regular: float = 1.0
+    """Share of the first records that are as wide as most, where there is more than one column."""
 
 
 def sniff(sample: str, suffix: str, known: Collection[str], whole: bool) -> Table:
@@ -60,7 +62,7 @@ def sniff(sample: str, suffix: str, known: Collection[str], whole: bool) -> Tabl
         notes.append(f"cells are separated by `{dialect.delimiter}`")
     if not named:
         notes.append(f"no header line; the columns are taken as {', '.join(header)}")
-    return Table(dialect, header, named, tuple(notes))
+    return Table(dialect, header, named, tuple(notes), _regular(records))
 
 
 def table_rows(stream: Iterable[str], table: Table) -> Iterator[Row]:
@@ -112,13 +114,18 @@ def _score(records: list[list[str]]) -> float:
     """Share of records as wide as most are, less the share of cells that still wear quotes."""
     if not records:
         return -1.0
-    width, count = Counter(map(len, records)).most_common(1)[0]
-    if width < 2:
+    regular = _regular(records)
+    if not regular:
         return 0.0
     cells = [cell for record in records for cell in record if cell]
     worn = sum(len(cell) > 1 and cell[0] == cell[-1] and cell[0] in "\"'" for cell in cells)
     swallowed = sum(cell.count("\n") > 20 for cell in cells)
-    return count / len(records) - worn / max(len(cells), 1) - swallowed / len(records)
+    return regular - worn / max(len(cells), 1) - swallowed / len(records)
+
+
+def _regular(records: list[list[str]]) -> float:
+    width, count = Counter(map(len, records)).most_common(1)[0]
+    return count / len(records) if width > 1 else 0.0
 
 
 def _is_header(first: list[str], rest: list[list[str]], known: Collection[str]) -> bool:

@@ -37,7 +37,7 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
     seed = recipe.train.seed
     try:
         prepared = prepare.gather(
-            recipe.data,
+            recipe.reading,
             template,
             seed=seed,
             told=lambda done: screen.progress("reading", done, None),
@@ -45,7 +45,7 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
     except DataError as error:
         return _unreadable(error)
     report = prepare.examine(
-        prepared, recipe.data, template, lambda done: screen.progress("checking", done, None)
+        prepared, recipe.reading, template, lambda done: screen.progress("checking", done, None)
     )
     screen.checked(prepared, report)
     ledger = prepare.weigh(prepared, template) if template else None
@@ -58,7 +58,7 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
     }
     refused = None
     try:
-        prepare.refuse(prepared, recipe.data, report)
+        prepare.refuse(prepared, recipe.reading, report)
     except DataError as error:
         refused = error
     return Checked({"data": data, "findings": report.to_json()}, refused)

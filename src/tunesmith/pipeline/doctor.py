@@ -79,8 +79,8 @@ def profile(recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
     """
     model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=say)
     template = ChatTemplate.load(model.folder)
-    prepared = prepare.gather(recipe.data, template, seed=recipe.train.seed)
-    prepare.refuse(prepared, recipe.data, prepare.examine(prepared, recipe.data, template))
+    prepared = prepare.gather(recipe.reading, template, seed=recipe.train.seed)
+    prepare.refuse(prepared, recipe.reading, prepare.examine(prepared, recipe.reading, template))
     ledger = prepare.weigh(prepared, template)
     settled, _ = prepare.resolve_auto(recipe, prepared.split, ledger, model, template)
     with tempfile.TemporaryDirectory(prefix="tunesmith-profile-") as place:

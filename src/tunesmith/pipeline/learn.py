@@ -27,6 +27,9 @@ from tunesmith.train.spec import TrainSpec
 def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
     """What the training process is told; the recipe holds numbers by now."""
     method, train = recipe.method, recipe.train
+    tested = folder.data / "test.jsonl"
+    if not tested.is_file() or not tested.stat().st_size:
+        tested = folder.data / "validation.jsonl"
     return TrainSpec(
         model=str(model.folder),
         name=model.name,
@@ -36,6 +39,8 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         train=str(folder.data / "train.jsonl"),
         validation=str(folder.data / "validation.jsonl"),
         out=str(folder.path),
+        method=method.type,
+        heldout=str(tested) if method.type == "cpt" else "",
         dtype=recipe.model.dtype,
         full=method.adapter == "full",
         embeddings=method.embeddings is True,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 from tunesmith.chat import answer_text
 from tunesmith.checks.check import check
 from tunesmith.checks.report import Report, distribution
-from tunesmith.checks.tokens import Refiner
+from tunesmith.checks.tokens import Refiner, TooLong
 from tunesmith.data.dataset import Dataset, read
-from tunesmith.data.examples import Conversation, Example, Rejected
+from tunesmith.data.examples import Conversation, Document, Example, Rejected
 from tunesmith.data.split import Split, split, write_jsonl
 from tunesmith.errors import DataError, UsageError
+from tunesmith.models import document
 from tunesmith.models.catalog import ModelSpec
-from tunesmith.models.template import ChatTemplate
+from tunesmith.models.template import Chain, ChatTemplate
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.recipe import DataSection, Recipe, with_values
 from tunesmith.train import auto
@@ -74,6 +75,47 @@ class Prepared:
         }
 
 
+def learnable(recipe: Recipe) -> None:
+    """Refuse rows that the method does not learn from, before any is read.
+
+    Raises:
+        UsageError: text, with a method that learns from demonstrations.
+    """
+    if recipe.data.format == "text" and recipe.method.type != "cpt":
+        raise UsageError(
+            f"data.format=text with method.type={recipe.method.type}",
+            expected="demonstrations",
+            remedy="To learn from text as it is, type --set method.type=cpt.",
+        )
+
+
+def comparable(recipe: Recipe) -> None:
+    """Refuse to compare answers where none are learned.
+
+    Raises:
+        UsageError: pre-training, which has its own measure.
+    """
+    if recipe.method.type == "cpt":
+        raise UsageError(
+            "method.type=cpt learns from text, in which there is nothing to answer",
+            remedy="Type tunesmith train: it measures held-out text before and after.",
+        )
+
+
+def measurable(prepared: Prepared) -> None:
+    """A run compares; without rows for it, it would train for hours and then fail.
+
+    Raises:
+        UsageError: neither test nor validation rows.
+    """
+    if not len(prepared.split.test) and not len(prepared.split.validation):
+        raise UsageError(
+            "there are neither test nor validation rows",
+            expected="rows to compare the arms on",
+            remedy="Give --test N, or train without comparing: tunesmith train.",
+        )
+
+
 def gather(
     data: DataSection, template: ChatTemplate | None, *, seed: int, told: Told | None = None
 ) -> Prepared:
@@ -85,7 +127,7 @@ def gather(
     if not data.files:
         raise UsageError("no data was named", expected="one or more files, or - for standard input")
     limit = max_tokens(data, template)
-    refiner = Refiner(template, limit, data.too_long) if template else None
+    refiner = Refiner(template, limit, too_long(data)) if template else None
 
     def take(files: tuple[str, ...], most: int | None) -> Dataset:
         return read(
@@ -115,6 +157,13 @@ def max_tokens(data: DataSection, template: ChatTemplate | None) -> int:
     return context if data.max_tokens == "auto" else min(int(data.max_tokens), context)
 
 
+def too_long(data: DataSection) -> TooLong:
+    """What becomes of rows that are too long: half a text is a text, half an answer is none."""
+    if data.too_long == "auto":
+        return "split" if data.format == "text" else "stop"
+    return data.too_long
+
+
 def examine(
     prepared: Prepared, data: DataSection, template: ChatTemplate | None, told: Told | None = None
 ) -> Report:
@@ -125,7 +174,7 @@ def examine(
         prepared.split,
         template,
         max_tokens=max_tokens(data, template),
-        too_long=data.too_long,
+        too_long=too_long(data),
         dropped_tokens=dropped,
         progress=told,
     )
@@ -179,10 +228,14 @@ def demonstrations(examples: Iterable[Example]) -> list[Conversation]:
     out: list[Conversation] = []
     for example in examples:
         if not isinstance(example, Conversation):
+            text = isinstance(example, Document)
+            where = f"{example.source.file}:{example.source.line}"
             raise DataError(
-                f"{example.source.file}:{example.source.line} is a preference or a rating",
+                f"{where} is a text" if text else f"{where} is a preference or a rating",
                 expected="demonstrations (a prompt with the answer that is wanted)",
-                remedy="method.type=sft learns from demonstrations; keep the preferred answers.",
+                remedy="tunesmith train --set method.type=cpt learns from text."
+                if text
+                else "method.type=sft learns from demonstrations; keep the preferred answers.",
             )
         out.append(example)
     return out
@@ -204,15 +257,20 @@ def weigh(prepared: Prepared, template: ChatTemplate) -> Ledger:
     trained = masked = 0
     lengths = Counter[int]()
     for example in prepared.split.train:
-        if isinstance(example, Conversation):
-            for path in template.chains(example):
-                trained += path.trained_count
-                masked += len(path.ids) - path.trained_count
+        for path in _chains(example, template):
+            trained += path.trained_count
+            masked += len(path.ids) - path.trained_count
     for example in chain(prepared.split.train, prepared.split.validation):
         if isinstance(example, Conversation):
             lengths[template.tokens(answer_text(example.answer)) + 1] += 1
     found = distribution(lengths)
     return Ledger(trained, masked, found.largest if found else 0, found.p95 if found else 0)
+
+
+def _chains(example: Example, template: ChatTemplate) -> Sequence[Chain]:
+    if isinstance(example, Document):
+        return [document.chain(template, example.text, ends=example.ends)]
+    return template.chains(example) if isinstance(example, Conversation) else ()
 
 
 def resolve_auto(
@@ -229,11 +287,18 @@ def resolve_auto(
         reasons.append(f"{key} = {choice.value:g} ({choice.reason})")
         return choice.value
 
-    epochs = settle("train.epochs", train.epochs, auto.epochs(rows))
-    batch = settle("train.batch_rows", train.batch_rows, auto.batch_rows(rows))
+    of_text = recipe.method.type == "cpt"
+    passes, pieces = (
+        (auto.text_epochs(ledger.trained), auto.text_rows(rows, ledger.trained))
+        if of_text
+        else (auto.epochs(rows), auto.batch_rows(rows))
+    )
+    epochs = settle("train.epochs", train.epochs, passes)
+    batch = settle("train.batch_rows", train.batch_rows, pieces)
     count = steps(rows, batch, epochs)
     full = recipe.method.adapter == "full"
-    rate = auto.learning_rate(_width(model.folder), count, batch, full=full)
+    weight = ledger.trained / rows / auto.TEXT_ROW if of_text else 1
+    rate = auto.learning_rate(_width(model.folder), count, batch * weight, full=full)
     settle("train.learning_rate", train.learning_rate, rate)
     settle("train.save_every", train.save_every, auto.save_every(count))
     settle("train.max_batch_tokens", train.max_batch_tokens, auto.max_batch_tokens())
@@ -243,10 +308,13 @@ def resolve_auto(
         values["method.embeddings"] = full
     if recipe.method.adapter == "qlora":
         values["model.dtype"] = "nf4"
-    settle("evaluate.max_tokens", recipe.evaluate.max_tokens, _room(ledger, template.context))
+    if not of_text:
+        settle("evaluate.max_tokens", recipe.evaluate.max_tokens, _room(ledger, template.context))
     for name in ("validation", "test"):
         if getattr(recipe.data, name) == "auto":
             values[f"data.{name}"] = len(getattr(parts, name))
+    values["data.format"] = recipe.reading.format
+    values["data.too_long"] = too_long(recipe.reading)
     values["data.max_tokens"] = max_tokens(recipe.data, template)
     values["model.revision"] = model.revision
     return with_values(recipe, values), reasons

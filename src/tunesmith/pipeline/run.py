@@ -100,12 +100,13 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
         TunesmithError: whatever a person can mend.
     """
     began = time.monotonic()
+    prepare.comparable(recipe)
     under_way = open_run(recipe, out=out, screen=screen, command=command)
     folder = under_way.folder
     if folder.finished:
         screen.say(f"this run is finished: {folder.path}")
         return Outcome(folder.path, folder.read_json("report.json"))
-    _measurable(under_way.prepared)
+    prepare.measurable(under_way.prepared)
     clock = Clock(folder, began)
     clock.started("check")
     clock.done("check")
@@ -122,16 +123,6 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     return Outcome(folder.path, under_way.report)
 
 
-def _measurable(prepared: Prepared) -> None:
-    """A run compares; without rows for it, it would train for hours and then fail."""
-    if not len(prepared.split.test) and not len(prepared.split.validation):
-        raise UsageError(
-            "there are neither test nor validation rows",
-            expected="rows to compare the arms on",
-            remedy="Give --test N, or train without comparing: tunesmith train.",
-        )
-
-
 def _asked(folder: RunFolder) -> dict[str, Any]:
     """What `--ask` comes to: the first advice, and no verdict."""
     verdict = {"value": None, "reason": "--ask stops before training"}
@@ -143,14 +134,15 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
     """Find the model, read the data, and find or make the run's folder.
 
     Raises:
-        UsageError: `out` holds another run.
+        UsageError: `out` holds another run, or the method does not learn from such rows.
         DataError: the data is refused.
     """
     machine.able(recipe)
+    prepare.learnable(recipe)
     model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
     template = ChatTemplate.load(model.folder)
     prepared = prepare.gather(
-        recipe.data,
+        recipe.reading,
         template,
         seed=recipe.train.seed,
         told=lambda done: screen.progress("reading", done, None),
@@ -194,10 +186,10 @@ def begin(
 ) -> Recipe:
     """Check the data, make every `auto` a number, and write what the run stands on."""
     report = prepare.examine(
-        prepared, recipe.data, template, lambda done: screen.progress("checking", done, None)
+        prepared, recipe.reading, template, lambda done: screen.progress("checking", done, None)
     )
     screen.checked(prepared, report)
-    prepare.refuse(prepared, recipe.data, report)
+    prepare.refuse(prepared, recipe.reading, report)
     prepare.write_data(prepared, folder)
     ledger = prepare.weigh(prepared, template)
     settled, reasons = prepare.resolve_auto(recipe, prepared.split, ledger, model, template)

@@ -20,7 +20,11 @@ class Choice:
     reason: str
 
 
-def learning_rate(width: int, steps: int, batch: int, *, full: bool = False) -> Choice:
+TEXT_ROW = 512
+"""Tokens of text that make the gradient of one row: the rate's rule counts rows of that size."""
+
+
+def learning_rate(width: int, steps: int, batch: float, *, full: bool = False) -> Choice:
     """Peak rate for hidden states of `width`, a run of `steps`, and `batch` rows a step.
 
     Adam's rate goes with the root of the batch (Malladi et al. 2022, arXiv:2205.10287).
@@ -30,7 +34,7 @@ def learning_rate(width: int, steps: int, batch: int, *, full: bool = False) -> 
     """
     times = 1 if full else 10
     rate = times * 5e-5 * (2000 / width) ** 0.78 * math.sqrt(batch / 32)
-    reason = f"{times} x 5e-5 x (2000 / width {width})^0.78 x (batch {batch} / 32)^0.5"
+    reason = f"{times} x 5e-5 x (2000 / width {width})^0.78 x (batch {batch:.3g} / 32)^0.5"
     if steps < 100:
         rate *= 1.5
         reason += f", x 1.5 for a run of only {steps} steps"
@@ -41,6 +45,23 @@ def batch_rows(rows: int) -> Choice:
     """Rows a step: small, since adapters suffer from large batches earlier than full tuning."""
     value = min(32, max(4, 2 ** round(math.log2(max(rows, 1) / 32))))
     return Choice(value, f"about 1/32 of {rows} rows, between 4 and 32")
+
+
+def text_rows(rows: int, tokens: int) -> Choice:
+    """Passages a step by their tokens, which all are trained: lengths differ more than answers' do."""
+    wanted = min(32_768, max(2_048, tokens // 100))
+    value = min(rows, max(1, round(wanted * rows / max(tokens, 1))))
+    return Choice(value, f"about {wanted:,} tokens: 1/100 of {tokens:,}, between 2,048 and 32,768")
+
+
+def text_epochs(tokens: int) -> Choice:
+    """Passes over text. All of its tokens teach, so that one pass does what several do for answers.
+
+    A few passes are nearly as good as new text, more are not (Muennighoff et al. 2023,
+    arXiv:2305.16264); who has much text has seen enough after one.
+    """
+    value = 2 if tokens < 10_000_000 else 1
+    return Choice(value, f"{tokens:,} tokens of text; early stopping may end sooner")
 
 
 def epochs(rows: int) -> Choice:

@@ -19,7 +19,7 @@ from tunesmith.models.load import load
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.template import Chain
 from tunesmith.models.tree import PackedBatch
-from tunesmith.train import checkpoint, methods, objectives
+from tunesmith.train import checkpoint, heldout, methods, objectives
 from tunesmith.train.pack import pack
 from tunesmith.train.parity import record
 from tunesmith.train.ranks import Ranks
@@ -65,8 +65,9 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
     trainer = trainer_of(spec, ranks)
     model = trainer.model
     spec = replace(spec, share=spec.share and model.shares)
-    train = methods.sft(read_jsonl(Path(spec.train)), model.template)
-    held = methods.sft(read_jsonl(Path(spec.validation)), model.template)
+    rows_of = methods.METHODS[spec.method]
+    train = rows_of(read_jsonl(Path(spec.train)), model.template)
+    held = rows_of(read_jsonl(Path(spec.validation)), model.template)
     total = steps(len(train), spec.batch_rows, spec.epochs)
     emit(
         {
@@ -85,12 +86,17 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
     loop = _Loop(
         spec, trainer, train, ranks.own(validation), total, emit, measured=bool(validation)
     )
-    progress = loop.run(_resume(out / "checkpoints", trainer, emit))
+    resumed = _resume(out / "checkpoints", trainer, emit)
+    if resumed is None and spec.heldout and ranks.first:
+        heldout.measure(model, Path(spec.heldout), out, "base")
+    progress = loop.run(resumed)
     if not ranks.first:
         return
     if progress.best_step != progress.step:
         best = checkpoint.load(out / "checkpoints", progress.best_step)
         trainer.restore(best["trainer"])
+    if spec.heldout:
+        heldout.measure(model, Path(spec.heldout), out, "tuned")
     _write(spec, trainer, progress, model.template.fingerprint)
     record(model, held or train, out / "parity.json")
     emit(

@@ -105,7 +105,7 @@ def profile(spec: TrainSpec) -> Profile:
     """Steps on the rows of a spec's first batches, their time and memory."""
     trainer = trainer_of(spec)
     model = trainer.model
-    rows = methods.sft(read_jsonl(Path(spec.train)), model.template)
+    rows = methods.METHODS[spec.method](read_jsonl(Path(spec.train)), model.template)
     chosen = rows_of_step(0, len(rows), spec.batch_rows, spec.seed)
     chains = [chain for row in chosen for chain in rows[row]]
     batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share and model.shares)

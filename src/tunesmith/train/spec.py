@@ -18,6 +18,8 @@ class TrainSpec:
             the adapter's card.
         train, validation: files as data.split.write_jsonl writes them.
         out: the run's folder; checkpoints/ and adapter/ are made in it.
+        method: what rows are: a name of train.methods.METHODS.
+        heldout: a file of documents whose likelihood is taken before and after; "" for none.
         full: all weights are trained, and rank to targets mean nothing.
         embeddings: so are the embeddings and the head, whatever else is.
         modules_to_save: these as well, by the ends of their paths.
@@ -32,6 +34,8 @@ class TrainSpec:
     train: str
     validation: str
     out: str
+    method: str = "sft"
+    heldout: str = ""
     dtype: str = "auto"
     device: str = "auto"
     full: bool = False
