@@ -48,6 +48,7 @@ CHANGED: dict[str, Any] = {
     "train.share": False,
     "train.activation_checkpointing": True,
     "train.processes": 2,
+    "train.sharding": "full",
     "train.seed": 3,
     "evaluate.arms": ["base", "tuned"],
     "evaluate.graders": ["exact"],
@@ -112,6 +113,7 @@ def test_any_value_goes_out_and_comes_back(rate: float, seed: int, name: str) ->
         ({"method": {"type": "cpt"}, "data": {"format": "chat"}}, r"data\.format=chat with method\.type=cpt"),
         ({"method": {"adapter": "full", "rank": 8}}, r"adapter=full without rank: there is no"),
         ({"method": {"adapter": "full"}, "model": {"dtype": "nf4"}}, r"model\.dtype=nf4: use qlora"),
+        ({"method": {"adapter": "qlora"}, "train": {"sharding": "full"}}, r"full with 4-bit weights"),
         ({"serve": {"suffix": "Not Good"}}, r"serve\.suffix is 'Not Good'"),
     ],
 )  # fmt: skip

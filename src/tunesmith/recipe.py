@@ -175,6 +175,9 @@ class TrainSection(_Section):
     """Compute activations again for the backward pass: less memory, a second forward pass of time."""
     processes: int = Field(default=1, ge=1)
     """Processes that train as one, each with its share of a step's rows: one for each GPU."""
+    sharding: Literal["none", "full"] = "none"
+    """`full` is FSDP2: each process holds a part of all weights, gradients and of Adam's state, and
+    gathers a layer when it runs (Rajbhandari et al. 2020, arXiv:1910.02054); `none`, all of them."""
     seed: int = 0
     """Seed of the split, the order of rows and the adapter's start."""
 
@@ -222,6 +225,9 @@ class Recipe(_Section):
     def _four_bits(self) -> Recipe:
         if self.model.dtype == "nf4" and self.method.adapter not in ("lora", "qlora"):
             raise ValueError(f"adapter={self.method.adapter} with model.dtype=nf4: use qlora")
+        four_bits = self.model.dtype == "nf4" or self.method.adapter == "qlora"
+        if self.train.sharding == "full" and four_bits:
+            raise ValueError("train.sharding=full with 4-bit weights: use method.adapter=lora")
         return self
 
     @property

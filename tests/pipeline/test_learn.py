@@ -40,6 +40,7 @@ OTHER = {
     "train.share": False,
     "train.activation_checkpointing": True,
     "train.processes": 2,
+    "train.sharding": "full",
     "train.seed": 12,
 }
 FIRST = {

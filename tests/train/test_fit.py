@@ -156,6 +156,7 @@ ELSEWHERE = {
     "patience": "test_training_stops_when_validation_has_not_improved_for_long",
     "activation_checkpointing": "test_layers_that_are_computed_again_change_no_number",
     "processes": "test_ranks.py",
+    "sharding": "test_sharded.py",
     "parent": "test_main.py",
 }
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tunesmith.models.lifetime import environment
-from tunesmith.train import checkpoint
+from tunesmith.train.fit import fit
 from tunesmith.train.ranks import Ranks
 from tunesmith.train.spec import TrainSpec
 
@@ -23,14 +24,24 @@ CLOCK = ("seconds", "memory_mb", "processes", "distinct_tokens")
 """What one process and two do not have in common: they share fewer prefixes."""
 
 
-def run(spec: TrainSpec, processes: int) -> list[dict[str, Any]]:
-    """The events of a run by torchrun; one process is started as usual."""
+def plain(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in event.items() if k not in CLOCK} for event in events]
+
+
+def alone(spec: TrainSpec) -> list[dict[str, Any]]:
+    """The events of a run in this process."""
+    events: list[dict[str, Any]] = []
+    fit(spec, events.append)
+    return plain(events)
+
+
+def torchrun(spec: TrainSpec) -> list[dict[str, Any]]:
+    """The events of a run in two processes, as a user starts them."""
     path = Path(spec.out) / "spec.json"
     spec.write(path)
-    ours = ["-m", "tunesmith.train", str(path)]
-    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ran = subprocess.run(
-        [sys.executable, *(many if processes > 1 else []), *ours],
+        [sys.executable, *launch, "-m", "tunesmith.train", str(path)],
         env=environment() | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -38,8 +49,7 @@ def run(spec: TrainSpec, processes: int) -> list[dict[str, Any]]:
         timeout=240,
     )
     assert ran.returncode == 0, ran.stdout[-600:] + ran.stderr[:3000]
-    events = [json.loads(line) for line in ran.stdout.splitlines()]
-    return [{k: v for k, v in event.items() if k not in CLOCK} for event in events]
+    return plain([json.loads(line) for line in ran.stdout.splitlines()])
 
 
 def assert_equal(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -51,27 +61,35 @@ def assert_equal(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> No
             assert one[key] == (pytest.approx(value, rel=1e-5) if number else value)
 
 
+# 22 rows by 7: the last step of an epoch has a single row, and the second process none.
+SETTINGS = {"dtype": "float32", "batch_rows": 7, "save_every": 4, "patience": 0}
+
+
+@pytest.fixture(scope="module")
+def one(
+    spec_of: Spec, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder and the events of a process alone."""
+    out = tmp_path_factory.mktemp("one")
+    return out, alone(spec_of(out, **SETTINGS))
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
 def test_trap_07_two_processes_are_one_and_their_checkpoint_loads_at_one(
-    spec_of: Spec, tmp_path: Path
+    one: tuple[Path, list[dict[str, Any]]], spec_of: Spec, tmp_path: Path, sharding: str
 ) -> None:
-    # 22 rows by 7: the last step of an epoch has a single row, and the second process none.
-    settings = {"dtype": "float32", "batch_rows": 7, "save_every": 4, "patience": 0}
-    one = run(spec_of(tmp_path / "one", **settings), 1)
-    two = run(spec_of(tmp_path / "two", **settings), 2)
-    assert_equal(two, one)
-    weights = [
-        checkpoint.load(tmp_path / name / "checkpoints", 8)["trainer"]["weights"]
-        for name in ("one", "two")
+    folder, events = one
+    assert_equal(torchrun(spec_of(tmp_path, sharding=sharding, **SETTINGS)), events)
+    adapters = [
+        load_file(out / "adapter" / "adapter_model.safetensors") for out in (tmp_path, folder)
     ]
-    for ours, theirs in zip(*weights, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*adapters, rtol=1e-4, atol=1e-6)
     # Two processes begin, one goes on.
-    half = tmp_path / "two" / "checkpoints" / "step-8"
-    half.rename(tmp_path / "gone")
-    resumed = run(spec_of(tmp_path / "two", **settings), 1)
+    (tmp_path / "checkpoints" / "step-8").rename(tmp_path / "gone")
+    resumed = alone(spec_of(tmp_path, **SETTINGS))
     assert resumed[1] == {"type": "resumed", "step": 4}
     assert_equal(
-        [e for e in resumed if e["type"] == "step"], [e for e in one if e["type"] == "step"][4:]
+        [e for e in resumed if e["type"] == "step"], [e for e in events if e["type"] == "step"][4:]
     )
 
 

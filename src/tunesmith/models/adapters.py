@@ -143,27 +143,44 @@ class Adapters:
         _none_missing(missing, found, "is to have an adapter beside it")
         return [path for path in found if any(_ends(path, name) for name in wanted)]
 
-    def save(self, name: str, folder: Path, *, base: str, card: Mapping[str, Any]) -> None:
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The weights of an adapter by their names in PEFT's file."""
+        found: dict[str, Tensor] = {}
+        for path, low in self.lows(name):
+            found |= _saved(path, low)
+        for path, module in self.copies(name):
+            bare = dict(self._bare[path].named_parameters())
+            for key, weight in module.named_parameters():
+                # As the base has it: what is trained may be held wider.
+                found[f"{PREFIX}{path}.{key}"] = weight.to(bare[key].dtype)
+        return found
+
+    def save(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        base: str,
+        card: Mapping[str, Any],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write an adapter as PEFT does: adapter_model.safetensors and adapter_config.json.
 
         The file holds the float32 masters; tunesmith.json beside it names the weights that the
         adapter belongs to.
+
+        Args:
+            tensors: those of `tensors`, where they had to be gathered.
         """
         folder.mkdir(parents=True, exist_ok=True)
         settings = self.settings[name]
-        tensors: dict[str, Tensor] = {}
-        suffixes: set[str] = set()
-        for path, low in self.lows(name):
-            for key, weight in _saved(path, low).items():
-                tensors[key] = weight.detach().cpu().contiguous()
-            suffixes.add(path.rpartition(".")[2])
+        held = self.tensors(name) if tensors is None else tensors
+        suffixes = {path.rpartition(".")[2] for path, _ in self.lows(name)}
         whole = dict(self.copies(name))
-        for path, module in whole.items():
-            for key, weight in module.named_parameters():
-                # Modules that share a weight have one each in the file, which allows no other way.
-                tensors[f"{PREFIX}{path}.{key}"] = weight.detach().cpu().clone()
-        # As bytes: what the disk refuses stays an OSError.
-        content = save(tensors, metadata={"format": "pt"})
+        # Modules that share a weight have one each in the file, which allows no other way. As
+        # bytes: what the disk refuses stays an OSError.
+        copies = {key: weight.detach().cpu().clone() for key, weight in held.items()}
+        content = save(copies, metadata={"format": "pt"})
         (folder / "adapter_model.safetensors").write_bytes(content)
         config = {
             "peft_type": "LORA",

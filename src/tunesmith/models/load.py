@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import call
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -55,15 +56,17 @@ class LoadedModel:
     def __post_init__(self) -> None:
         self.adapters = Adapters(self.module)
         self._heads = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor | None]]()
+        self.around: Callable[[Callable[[], Tensor]], Tensor] = call
+        """What `logprobs` is computed in: where weights are sharded, it gathers them."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.module.get_input_embeddings().weight.device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """What activations are held in."""
+        """What activations are held in; weights that are sharded may be wider from then on."""
         return self.module.get_input_embeddings().weight.dtype
 
     @property
@@ -177,17 +180,21 @@ class LoadedModel:
             end.requires_grad_(embeddings)
         return [weight for weight in self.module.parameters() if weight.requires_grad]
 
-    def save(self, folder: Path, *, card: Mapping[str, Any]) -> None:
-        """Write a model folder that `load` reads: weights, tokenizer, template, and a card.
+    def save(self, folder: Path, tensors: Mapping[str, Tensor], *, card: Mapping[str, Any]) -> None:
+        """Write a model folder that `load` reads: weights by name, tokenizer, template, and a card.
 
         Raises:
             OSError: the disk refused it.
         """
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        plain = {name: weight.detach() for name, weight in tensors.items()}
         try:
-            self.module.save_pretrained(folder)
+            self.module.save_pretrained(folder, state_dict=plain)
         except SafetensorError as error:
             raise OSError(f"the weights cannot be written: {error}") from None
+        # transformers writes the dtype of the weights here, which may be masters.
+        self.module.config.dtype = str(self.dtype).removeprefix("torch.")
+        self.module.config.save_pretrained(folder)
         (folder / CARD).write_text(json.dumps(dict(card), indent=2) + "\n", encoding="utf-8")
 
     def recompute(self) -> None:
@@ -205,10 +212,9 @@ class LoadedModel:
                 expected="a model of transformers whose layers can be computed again",
                 remedy="Use train.activation_checkpointing=false.",
             ) from None
-        for layer in self.module.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                # What a layer asks for. Its parts stay as they are served: no dropout but ours.
-                layer.training = True
+        for layer in layers(self.module):
+            # What a layer asks for. Its parts stay as they are served: no dropout but ours.
+            layer.training = True
 
     def forest(self, batch: PackedBatch) -> Tensor:
         """Last hidden states (T, width) of a packed batch.
@@ -229,6 +235,9 @@ class LoadedModel:
         Args:
             exact: finish in float32: slower, for what is compared with other programs.
         """
+        return self.around(partial(self._logprobs, batch, exact=exact))
+
+    def _logprobs(self, batch: PackedBatch, *, exact: bool) -> Tensor:
         trained = torch.from_numpy(batch.trained).to(self.device)
         parents = torch.from_numpy(batch.parent[batch.trained]).to(self.device)
         hidden = self.forest(batch).index_select(0, parents)
@@ -239,6 +248,11 @@ class LoadedModel:
         weights = self.module.get_output_embeddings().parameters()
         moving = [weight for weight in weights if weight.requires_grad]
         return token_logprobs(hidden, targets, self.head, moving)
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of a transformers model, which can be computed again and gathered one by one."""
+    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 def load(folder: Path, *, dtype: DType = "auto", device: str = "auto") -> LoadedModel:

@@ -52,7 +52,7 @@ class _TokenLogProbs(torch.autograd.Function):
         lse = torch.cat(totals)
         ctx.save_for_backward(hidden, targets, lse, *weights)
         ctx.head = head
-        return (torch.cat(picked) - lse).squeeze(1)
+        return torch.cat(picked).squeeze(1) - lse.squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

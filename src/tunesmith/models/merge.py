@@ -77,7 +77,7 @@ def merge(base: Path, adapter: Path, out: Path, *, dtype: DType = "auto") -> Mer
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        model.save(scratch, card={**card, "merged": True})
+        model.save(scratch, model.module.state_dict(), card={**card, "merged": True})
         held = str(model.dtype).removeprefix("torch.")
         off = (_said(load(scratch, dtype=cast(DType, held)), rows, None) - tuned).abs()
         effect, difference = float((tuned - plain).abs().mean()), float(off.mean())

@@ -64,6 +64,7 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         activation_checkpointing=train.activation_checkpointing,
         seed=train.seed,
         processes=train.processes,
+        sharding=train.sharding,
         parent=os.getpid(),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from tunesmith.train import checkpoint, heldout, methods, objectives
 from tunesmith.train.pack import pack
 from tunesmith.train.parity import record
 from tunesmith.train.ranks import Ranks
+from tunesmith.train.sharded import Sharded
 from tunesmith.train.spec import TrainSpec, steps
 from tunesmith.train.trainer import FullSettings, Trainer
 
 Emit = Callable[[dict[str, Any]], None]
 Rows = Sequence[tuple[Chain, ...]]
+RANKS: Mapping[str, type[Ranks]] = {"none": Ranks, "full": Sharded}
+"""Who holds the weights, by train.sharding."""
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ def fit(spec: TrainSpec, emit: Emit) -> None:
     Raises:
         TrainingError: a gradient is not finite.
     """
-    ranks = Ranks.join()
+    ranks = RANKS[spec.sharding].join()
     try:
         _fit(spec, emit if ranks.first else _unheard, ranks)
     finally:
@@ -83,22 +86,22 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
         }
     )
     validation = pack(_flat(held), max_tokens=spec.max_batch_tokens, share=spec.share)
-    loop = _Loop(
-        spec, trainer, train, ranks.own(validation), total, emit, measured=bool(validation)
-    )
+    own = ranks.even(ranks.own(validation))
+    loop = _Loop(spec, trainer, train, own, total, emit, measured=bool(validation))
     resumed = _resume(out / "checkpoints", trainer, emit)
-    if resumed is None and spec.heldout and ranks.first:
-        heldout.measure(model, Path(spec.heldout), out, "base")
+    writes = out if ranks.first else None
+    if resumed is None and spec.heldout and (ranks.first or ranks.together):
+        heldout.measure(model, Path(spec.heldout), writes, "base")
     progress = loop.run(resumed)
-    if not ranks.first:
+    if not (ranks.first or ranks.together):
         return
     if progress.best_step != progress.step:
         best = checkpoint.load(out / "checkpoints", progress.best_step)
         trainer.restore(best["trainer"])
     if spec.heldout:
-        heldout.measure(model, Path(spec.heldout), out, "tuned")
+        heldout.measure(model, Path(spec.heldout), writes, "tuned")
     _write(spec, trainer, progress, model.template.fingerprint)
-    record(model, held or train, out / "parity.json")
+    record(model, held or train, out / "parity.json" if ranks.first else None)
     emit(
         {
             "type": "trained",
@@ -175,7 +178,9 @@ class _Loop:
         rows = rows_of_step(progress.step, len(self.train), spec.batch_rows, spec.seed)
         chains = _flat([self.train[row] for row in ranks.own(rows)])
         batches = pack(chains, max_tokens=spec.max_batch_tokens, share=spec.share)
-        losses = [self.trainer.forward_backward(batch, objectives.sft) for batch in batches]
+        losses = [
+            self.trainer.forward_backward(batch, objectives.sft) for batch in ranks.even(batches)
+        ]
         rate = learning_rate(progress.step, self.total, spec.learning_rate, spec.warmup)
         norm = self.trainer.optim_step(rate, clip=spec.clip)
         progress.step += 1
@@ -255,7 +260,8 @@ def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str)
     }
     scratch = out / f".{name}.partial"
     trainer.save(scratch, base=spec.name, card=card)
-    checkpoint.place(scratch, out / name)
+    if trainer.ranks.first:
+        checkpoint.place(scratch, out / name)
 
 
 def _flat(rows: Rows) -> list[Chain]:

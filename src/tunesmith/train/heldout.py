@@ -18,7 +18,7 @@ FILE = "heldout.json"
 
 
 def measure(
-    model: LoadedModel, texts: Path, folder: Path, column: Literal["base", "tuned"]
+    model: LoadedModel, texts: Path, folder: Path | None, column: Literal["base", "tuned"]
 ) -> None:
     """Write into heldout.json what each held-out document costs the model as it is now.
 
@@ -28,14 +28,17 @@ def measure(
 
     Args:
         texts: a file of documents.
-        folder: the run's; a first call makes the file, a second one adds its column.
+        folder: the run's; a first call makes the file, a second one adds its column. None for a
+            process that does not write and is needed for the computation.
     """
-    path = folder / FILE
     rows = [
         {**_known(model, text), column: _nats(model, text)}
         for text in read_jsonl(texts)
         if isinstance(text, Document) and _chain(model, text).trained_count
     ]
+    if folder is None:
+        return
+    path = folder / FILE
     if column == "tuned":
         before = json.loads(path.read_text(encoding="utf-8"))["rows"]
         rows = [{**old, **new} for old, new in zip(before, rows, strict=True)]

@@ -22,8 +22,10 @@ MAX_TOKENS = 2048
 
 
 @torch.no_grad()
-def record(model: LoadedModel, rows: Sequence[tuple[Chain, ...]], path: Path) -> None:
+def record(model: LoadedModel, rows: Sequence[tuple[Chain, ...]], path: Path | None) -> None:
     """Write ids and log-probabilities of the last answer of some rows.
+
+    Without a path they are only computed: a process that does not write may be needed for that.
 
     The file is {"dtype", "noise": {"mean", "largest"}, "rows": [{"row", "ids", "logprobs"}]};
     noise is in nats, between the two ways of computing.
@@ -46,7 +48,8 @@ def record(model: LoadedModel, rows: Sequence[tuple[Chain, ...]], path: Path) ->
         "noise": _noise(model, [chain for _, chain in chosen]),
         "rows": said,
     }
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    if path is not None:
+        path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def _noise(model: LoadedModel, chains: Sequence[Chain]) -> dict[str, float]:

@@ -24,6 +24,7 @@ class TrainSpec:
         embeddings: so are the embeddings and the head, whatever else is.
         modules_to_save: these as well, by the ends of their paths.
         processes: how many were started to train as one; see train.ranks.
+        sharding: `none`, each of them holds the whole model; `full`, its part; see train.sharded.
         parent: process id that this one dies with; 0 for none.
     """
 
@@ -61,6 +62,7 @@ class TrainSpec:
     seed: int = 0
     note: str = ""
     processes: int = 1
+    sharding: str = "none"
     parent: int = 0
 
     def write(self, path: Path) -> None:

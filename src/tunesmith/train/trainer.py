@@ -60,6 +60,7 @@ class Trainer:
             model.adapters.routing.all = ADAPTER
             learning = model.adapters.parameters(ADAPTER)
         torch.manual_seed(seed)
+        learning = self.ranks.hold(model, learning)
         self.weights = [_master(weight) for weight in learning]
         self._copies = [
             pair for pair in zip(self.weights, learning, strict=True) if pair[0] is not pair[1]
@@ -102,7 +103,7 @@ class Trainer:
         (count,) = self.ranks.total([self._count])
         for grad in grads:
             grad /= count
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, clip))
+        norm = self.ranks.clip(self.weights, clip)
         if not norm < float("inf"):
             raise TrainingError(
                 f"the gradient is not finite (norm {norm})",
@@ -128,26 +129,45 @@ class Trainer:
         return total / count
 
     def save(self, folder: Path, *, base: str, card: Mapping[str, Any]) -> None:
-        """Write the adapter in PEFT's format, or the whole model in transformers' own."""
+        """Write the adapter in PEFT's format, or the whole model in transformers' own.
+
+        The first process writes; where weights are sharded, all have to call.
+        """
+        model = self.model
         if self.full:
-            self.model.save(folder, card=card)
+            tensors = model.module.state_dict(keep_vars=True)
+            tensors = self.ranks.whole(tensors, model.dtype)
         else:
-            self.model.adapters.save(ADAPTER, folder, base=base, card=card)
+            tensors = self.ranks.whole(model.adapters.tensors(ADAPTER))
+        if self.ranks.first and self.full:
+            model.save(folder, tensors, card=card)
+        elif self.ranks.first:
+            model.adapters.save(ADAPTER, folder, base=base, card=card, tensors=tensors)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on but its number, which its random draws come from."""
-        return {
-            "weights": [weight.detach() for weight in self.weights],
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """All that the next step depends on but its number, which its random draws come from.
+
+        Whole in the first process; where weights are sharded, all have to call.
+        """
+        return self.ranks.whole(
+            {
+                "weights": [weight.detach() for weight in self.weights],
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         with torch.no_grad():
             for weight, saved in zip(self.weights, state["weights"], strict=True):
-                weight.copy_(saved)
+                weight.copy_(self.ranks.part(saved, weight))
         self._copy()
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        held = {
+            index: {name: self.ranks.part(x, self.weights[index]) for name, x in moments.items()}
+            for index, moments in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved, "state": held})
 
     def _branches(self, batch: PackedBatch) -> Branches:
         device = self.model.device
