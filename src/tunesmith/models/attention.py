@@ -191,14 +191,24 @@ def padded(members: Sequence[Segment]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(own), torch.from_numpy(real)
 
 
+CALL = 40_000
+"""Scores of a head that could be computed in the time that one more call takes."""
+
+
 def buckets(lengths: Sequence[int]) -> list[slice]:
-    """Slices of ascending lengths in which padding stays under a third (or 16 tokens)."""
+    """Slices of ascending lengths, each to be padded to its longest.
+
+    One goes on while the scores that padding adds cost less than a call of its own.
+    """
     slices: list[slice] = []
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] > max(lengths[start] * 1.5, lengths[start] + 16):
-            slices.append(slice(start, end))
-            start = end
+    for place, length in enumerate(lengths):
+        if slices:
+            start = slices[-1].start
+            count, before = place - start, lengths[place - 1]
+            if count * (length**2 - before**2) <= CALL:
+                slices[-1] = slice(start, place + 1)
+                continue
+        slices.append(slice(place, place + 1))
     return slices
 
 
@@ -250,7 +260,7 @@ class _Plan:
     """(keys of a run, the tokens below it): both are intervals, as the order is preorder."""
 
 
-LONG = 48
+LONG = 128
 """Runs of this many tokens are computed by themselves; shorter ones side by side."""
 
 
