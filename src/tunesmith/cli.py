@@ -45,7 +45,6 @@ app = typer.Typer(
     help="Fine-tune a model on your own examples, and know whether it was worth it.",
 )
 app.add_typer(models_app, name="models")
-app.command()(export)
 
 
 @app.command()
@@ -286,6 +285,9 @@ def chat(
             show=lambda text: out.print(text, markup=False, end=""),
         )
     )
+
+
+app.command()(export)
 
 
 @app.command()
