@@ -17,7 +17,7 @@ from tunesmith.models.tree import plant
 from tunesmith.testing import byte_template
 
 APART = {
-    "bloom": "shares tokens",
+    "bloom": "gives other logits with our attention",
     "stablelm": "dropped the batch's structure",
     "nemotron": "dropped the batch's structure",
     "gpt_neo": "knows no attention but its own",

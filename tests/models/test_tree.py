@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,3 +118,20 @@ def test_trap_08_positions_restart_with_every_row() -> None:
     batch = plant([chain([1, 2, 3], [4]), chain([5, 6], [7])])
     assert batch.depth.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert batch.parent[[0, 4]].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("size", "filled"), [(1, 16), (16, 16), (54, 64), (256, 256), (257, 272), (900, 928)]
+)
+def test_a_filled_batch_has_one_of_few_sizes_and_the_same_forest(size: int, filled: int) -> None:
+    batch = plant([Chain(tuple(range(size)), (False,) + (True,) * (size - 1))])
+    more = batch.filled()
+    assert more.size == filled
+    assert (more.trained == batch.trained).all()
+    for name in ("ids", "parent", "exit", "depth", "weight", "branch"):
+        assert (getattr(more, name)[:size] == getattr(batch, name)).all()
+    # What fills it is a chain of its own, which no token of the batch sees or is seen by.
+    own = range(size, filled)
+    assert more.parent[size:].tolist() == [-1, *own][: len(own)]
+    assert set(more.exit[size:].tolist()) <= {filled}
+    assert more.depth[size:].tolist() == list(range(len(own)))

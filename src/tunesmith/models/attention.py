@@ -183,7 +183,8 @@ def _group(batch: PackedBatch) -> list[_Group]:
 
 def padded(members: Sequence[Segment]) -> tuple[Tensor, Tensor]:
     """Token indices (n, L) of some runs, the last repeated, and the places of n * L that are none."""
-    length = max(run.length for run in members)
+    # In sixteens: a product is compiled anew for every size.
+    length = -(-max(run.length for run in members) // 16) * 16
     own = np.stack(
         [np.minimum(np.arange(run.start, run.start + length), run.end - 1) for run in members]
     )

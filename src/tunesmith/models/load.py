@@ -225,9 +225,10 @@ class LoadedModel:
         self.check_length(int(batch.depth.max(initial=-1)) + 1)
         if self.rows is not None:
             return self.rows.hidden(batch, self.device)
-        ids = torch.from_numpy(batch.ids).to(self.device)
-        tree = Forest(batch, self.device)
-        return self.hidden(ids, tree.depth, tree)
+        filled = batch.filled() if self.device.type == "cpu" else batch
+        ids = torch.from_numpy(filled.ids).to(self.device)
+        tree = Forest(filled, self.device)
+        return self.hidden(ids, tree.depth, tree)[: batch.size]
 
     def logprobs(self, batch: PackedBatch, *, exact: bool = False) -> Tensor:
         """Log-probabilities (N,) of the batch's N trained tokens, in their order.

@@ -83,7 +83,7 @@ def unshared(model: Probed) -> str | None:
             return _said(model, "gives other logits with our attention than with its own")
         if _far(together[path[ROOT:]], logits[ROOT:]) or _far(together[path], logits):
             return _said(model, "computes a row differently when it shares tokens")
-    if seen[torch.from_numpy(batch.branch == 0)].any():
+    if seen[: batch.size][torch.from_numpy(batch.branch == 0)].any():
         return _said(model, "lets one row of a batch see another")
     return None
 

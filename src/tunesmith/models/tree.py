@@ -63,6 +63,28 @@ class PackedBatch:
         """Indices of the trained tokens, ascending."""
         return np.flatnonzero(self.weight)
 
+    def filled(self) -> PackedBatch:
+        """With a chain of zeros behind it that nothing is trained on, so that few sizes occur: sixteen
+        from one power of two to the next, at most a sixteenth more.
+
+        A library that compiles a product for each of its shapes takes time and memory for every new
+        size.
+        """
+        step = max(16, 1 << (self.size.bit_length() - 1) >> 4)
+        more = -self.size % step
+        if not more:
+            return self
+        places = np.arange(more)
+        end = self.size + more
+        return PackedBatch(
+            ids=np.append(self.ids, np.zeros(more, np.int64)),
+            parent=np.append(self.parent, np.where(places == 0, -1, self.size + places - 1)),
+            exit=np.append(self.exit, np.full(more, end)),
+            depth=np.append(self.depth, places),
+            weight=np.append(self.weight, np.zeros(more, np.float32)),
+            branch=np.append(self.branch, np.full(more, -1)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
