@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models.fetch import CARD
+from tunesmith.models.catalog import CARD
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.template import Chain

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tunesmith.cli import app
 from tunesmith.errors import ModelError
 from tunesmith.models import fetch, terms
-from tunesmith.models.catalog import DEFAULT, PACKAGED, Carried
+from tunesmith.models.catalog import CARD, DEFAULT, PACKAGED, Carried
 from tunesmith.models.fetch import resolve, weights_hash
 
 
@@ -179,8 +179,8 @@ def test_without_a_network_the_message_says_what_to_type(index: Index) -> None:
 
 def test_a_folder_made_from_another_file_is_refused(index: Index) -> None:
     folder = resolve(DEFAULT).folder
-    card = json.loads((folder / fetch.CARD).read_text())
-    (folder / fetch.CARD).write_text(json.dumps({**card, "revision": "f" * 64}))
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, "revision": "f" * 64}))
     with pytest.raises(ModelError, match="was made from another file"):
         resolve(DEFAULT)
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import AdapterError, ModelError
 from tunesmith.models import fetch, merge
+from tunesmith.models.catalog import CARD, read_card
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.lora import LoRASettings
 from tunesmith.models.template import Chain
@@ -63,7 +64,7 @@ def test_trap_15_the_written_model_says_what_the_adapter_says(
     assert (found.tokens, found.dtype) == (4 * 127, "float32")
     written = load(tmp_path / "merged", dtype="float32")
     torch.testing.assert_close(said(written, None), said(model, ADAPTER), rtol=0, atol=1e-4)
-    card = fetch.card(tmp_path / "merged")
+    card = read_card(tmp_path / "merged")
     assert card["base_weights"] == fetch.weights_hash(base)
     assert card["merged"]
     assert not list(tmp_path.glob(".*"))
@@ -103,7 +104,7 @@ def test_trap_15_the_wrong_base_is_refused(tiny: Callable[..., Path], tmp_path: 
     tuned(tiny(), tmp_path / "adapter")
     with pytest.raises(AdapterError, match="was trained on weights"):
         merge.merge(tiny(seed=1), tmp_path / "adapter", tmp_path / "merged")
-    card = tmp_path / "adapter" / fetch.CARD
+    card = tmp_path / "adapter" / CARD
     card.write_text(json.dumps({**json.loads(card.read_text()), "held_in": "nf4"}))
     with pytest.raises(AdapterError, match="beside weights in 4 bits"):
         merge.merge(tiny(), tmp_path / "adapter", tmp_path / "merged")

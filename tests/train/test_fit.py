@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tunesmith.data.split import read_jsonl
 from tunesmith.errors import DataError, TrainingError
-from tunesmith.models.fetch import card as read_card
+from tunesmith.models.catalog import read_card
 from tunesmith.models.generate import Sampler, ScoreRequest
 from tunesmith.models.load import LoadedModel, load
 from tunesmith.models.tree import plant

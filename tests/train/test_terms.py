@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.models.fetch import card as read_card
+from tunesmith.models.catalog import read_card
 from tunesmith.models.load import load
 from tunesmith.train.fit import fit
 from tunesmith.train.spec import TrainSpec

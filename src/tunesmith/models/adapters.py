@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tunesmith.errors import AdapterError, ModelError
-from tunesmith.models import fetch
+from tunesmith.models.catalog import CARD, read_card
 from tunesmith.models.lora import LoRALinear, LoRASettings, LowRank, Routing, Whole
 
 PREFIX = "base_model.model."
@@ -201,7 +201,7 @@ class Adapters:
         if len(set(weights)) < len(weights):
             config["ensure_weight_tying"] = True
         _write_json(folder / "adapter_config.json", config)
-        _write_json(folder / fetch.CARD, card)
+        _write_json(folder / CARD, card)
 
     def load(self, name: str, folder: Path, *, weights_hash: str) -> None:
         """Add an adapter from a folder in PEFT's format.
@@ -211,7 +211,7 @@ class Adapters:
                 ones, or is of a kind that this forward does not compute.
         """
         config = read_config(folder)
-        belongs = fetch.card(folder).get("base_weights")
+        belongs = read_card(folder).get("base_weights")
         if belongs is not None and belongs != weights_hash:
             raise AdapterError(
                 f"the adapter in {folder} was trained on weights {str(belongs)[:12]}",

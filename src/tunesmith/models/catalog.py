@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+CARD = "tunesmith.json"
+"""What tunesmith says of a model or an adapter, in its folder."""
 DEFAULT = "smollm2-135m-instruct-q4"
 
 
@@ -130,3 +134,9 @@ class ModelSpec:
     weights_hash: str
     licence: str = ""
     note: str = ""
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What tunesmith wrote beside a model or an adapter; empty where another tool made it."""
+    path = folder / CARD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

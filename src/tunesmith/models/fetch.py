@@ -17,8 +17,7 @@ from filelock import FileLock
 
 from tunesmith.errors import ModelError
 from tunesmith.models import terms
-from tunesmith.models.catalog import PACKAGED, ModelSpec, Packaged, Terms
-from tunesmith.models.terms import CARD
+from tunesmith.models.catalog import CARD, PACKAGED, ModelSpec, Packaged, Terms, read_card
 from tunesmith.models.wheels import carried
 
 Say = Callable[[str], None]
@@ -71,12 +70,6 @@ def local(folder: Path, *, name: str) -> ModelSpec:
     return ModelSpec(name, folder.resolve(), weights[:12], weights)
 
 
-def card(folder: Path) -> dict[str, Any]:
-    """What tunesmith wrote beside a model or an adapter; empty where another tool made it."""
-    path = folder / CARD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _pinned(spec: ModelSpec, revision: str | None) -> ModelSpec:
     if revision and not any(
         full.startswith(revision) for full in (spec.revision, spec.weights_hash)
@@ -126,7 +119,7 @@ def _packaged(model: Packaged, say: Say, *, accept: bool) -> ModelSpec:
                 if model.terms and not accept:
                     raise _unaccepted(model.name, model.terms, folder)
                 _install(model, folder, say)
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card = read_card(folder)
     if card["revision"] != model.weights.sha256:
         raise ModelError(
             f"{folder} was made from another file",

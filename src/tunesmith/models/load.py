@@ -25,7 +25,8 @@ from tunesmith.errors import ModelError
 from tunesmith.models import attention, probe
 from tunesmith.models.adapters import Adapters
 from tunesmith.models.attention import Forest, Structure
-from tunesmith.models.fetch import CARD, weights_hash
+from tunesmith.models.catalog import CARD
+from tunesmith.models.fetch import weights_hash
 from tunesmith.models.logprobs import token_logprobs
 from tunesmith.models.lora import Whole
 from tunesmith.models.rows import Rows, trunk

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import AdapterError, ModelError, TunesmithError
-from tunesmith.models import fetch
+from tunesmith.models.catalog import read_card
 from tunesmith.models.load import DType, LoadedModel, load
 from tunesmith.models.lora import LoRALinear, LowRank, Whole
 from tunesmith.models.template import Chain
@@ -61,7 +61,7 @@ def merge(base: Path, adapter: Path, out: Path, *, dtype: DType = "auto") -> Mer
         ModelError: what was written does not answer as the adapter does; nothing stays.
         OSError: the disk refused it.
     """
-    card = fetch.card(adapter)
+    card = read_card(adapter)
     if card.get("held_in") == "nf4":
         raise AdapterError(
             f"the adapter in {adapter} was trained beside weights in 4 bits",

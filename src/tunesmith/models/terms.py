@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.models.catalog import Packaged, Terms
+from tunesmith.models.catalog import Packaged, Terms, read_card
 
-CARD = "tunesmith.json"
 NOTICE = "NOTICE"
 
 
@@ -44,7 +42,7 @@ def carry(base: Path, adapter: Path) -> dict[str, str]:
     Returns:
         For the adapter's card: the licence and the file of the terms, where the base has them.
     """
-    card = _card(base)
+    card = read_card(base)
     told = {"licence": str(card["licence"])} if card.get("licence") else {}
     terms = card.get("terms")
     if terms is None:
@@ -58,12 +56,7 @@ def carry(base: Path, adapter: Path) -> dict[str, str]:
 
 def licence_of(folder: Path) -> str:
     """The licence of a model's or an adapter's folder; empty where its card names none."""
-    return str(_card(folder).get("licence", ""))
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return str(read_card(folder).get("licence", ""))
 
 
 def _write_notice(folder: Path, notice: str, change: str) -> None:

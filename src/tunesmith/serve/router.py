@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import EngineError
-from tunesmith.models import fetch
+from tunesmith.models.catalog import read_card
 from tunesmith.serve import engines
 from tunesmith.serve.engines import Engine, EngineSpec
 
@@ -40,7 +40,7 @@ class Deployment:
         """A model that a run has registered: an adapter, or weights that are all its own."""
         if adapter is None:
             return cls(name, name, Path(base_folder), dtype=dtype)
-        if fetch.card(Path(adapter)).get("held_in") == "nf4":
+        if read_card(Path(adapter)).get("held_in") == "nf4":
             # It has learned what rounding to 4 bits does to the base.
             dtype = "nf4"
         return cls(name, base, Path(base_folder), Path(adapter), dtype)
