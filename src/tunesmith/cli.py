@@ -261,6 +261,7 @@ def chat(
     once: Annotated[str | None, typer.Option("--once", help="Ask this and end.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 1024,
 ) -> None:
     """Talk to a model in the terminal, over HTTP as a program would."""
     import asyncio
@@ -283,6 +284,8 @@ def chat(
             temperature=temperature,
             once=once,
             show=lambda text: out.print(text, markup=False, end=""),
+            note=lambda text: console.print(text, markup=False),
+            max_tokens=max_tokens,
         )
     )
 

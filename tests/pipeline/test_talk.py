@@ -68,3 +68,22 @@ def test_a_conversation_remembers_what_was_said(
     asyncio.run(talk.talk(place, system="s", temperature=0.0, once=None, show=shown.append))
     assert len(shown) == 2
     assert all(text.endswith("\n") for text in shown)
+
+
+def test_an_answer_that_does_not_end_is_cut_and_said_to_be(at_home: Any, model: Path) -> None:
+    answers: list[str] = []
+    notes: list[str] = []
+    with Store.at(at_home.home) as store:
+        base = talk.deployment(store, str(model))
+    coming = talk.talk(
+        base,
+        system=None,
+        temperature=0.0,
+        once="say 3",
+        show=answers.append,
+        note=notes.append,
+        max_tokens=3,
+    )
+    asyncio.run(coming)
+    assert len(answers) == 1
+    assert notes == ["cut at 3 tokens; --max-tokens N allows more"]

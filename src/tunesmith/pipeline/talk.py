@@ -15,6 +15,8 @@ from tunesmith.serve.router import Deployment, Router
 from tunesmith.store import RegisteredModel, Store
 
 LOOKED_AT = 200
+ANSWER = 1024
+"""Most tokens of an answer: a model that has not learned to stop would fill its context."""
 
 
 def deployment(
@@ -56,10 +58,16 @@ async def talk(
     temperature: float,
     once: str | None,
     show: Callable[[str], None],
+    note: Callable[[str], None] = lambda _: None,
+    max_tokens: int = ANSWER,
 ) -> None:
-    """Ask once, or go on until the end of input."""
+    """Ask once, or go on until the end of input.
+
+    Args:
+        note: told when an answer was cut at `max_tokens`.
+    """
     messages = [Message("system", system)] if system else []
-    params = SamplingParams(temperature=temperature)
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
     async with Router(logs=fetch.home() / "logs", max_rows=1) as router:
         model = (await router.engine(place)).chat(place.name)
         while True:
@@ -70,6 +78,8 @@ async def talk(
             messages.append(Message("user", text))
             answer = await model.complete(messages, params)
             show(answer.text + "\n")
+            if answer.finish_reason == "length":
+                note(f"cut at {max_tokens:,} tokens; --max-tokens N allows more")
             messages.append(Message("assistant", answer.text))
             if once is not None:
                 return
