@@ -98,6 +98,8 @@ def test_full_fine_tuning_writes_a_model_that_loads(
     losses = [event["loss"] for event in of(events, "validation")]
     assert losses[-1] < losses[0]
     assert not (tmp_path / "adapter").exists()
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
     card = read_card(tmp_path / "model")
     assert (card["base_weights"], card["held_in"]) == ("h1", dtype)
     tuned = load(tmp_path / "model", dtype=dtype)

@@ -193,6 +193,9 @@ class LoadedModel:
             self.module.save_pretrained(folder, state_dict=plain)
         except SafetensorError as error:
             raise OSError(f"the weights cannot be written: {error}") from None
+        for file in folder.glob("*.safetensors"):
+            # Written for its owner's eyes only, unlike everything beside it.
+            shutil.copymode(folder / "config.json", file)
         # transformers writes the dtype of the weights here, which may be masters.
         self.module.config.dtype = str(self.dtype).removeprefix("torch.")
         self.module.config.save_pretrained(folder)
