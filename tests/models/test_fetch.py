@@ -287,12 +287,12 @@ def test_the_folder_keeps_the_terms_and_a_notice(index: Index) -> None:
 def test_an_adapter_carries_the_terms_and_the_notice(index: Index, tmp_path: Path) -> None:
     base = resolve(GEMMA, accept=True).folder
     told = terms.carry(base, tmp_path / "adapter")
-    assert told["terms"] == "GEMMA_TERMS.html"
+    assert told["terms"]["file"] == "GEMMA_TERMS.html"
     assert told["licence"].startswith("Gemma Terms of Use")
     assert (tmp_path / "adapter" / "GEMMA_TERMS.html").read_bytes() == TERMS
-    notice = (tmp_path / "adapter" / told["notice"]).read_text()
+    notice = (tmp_path / "adapter" / "NOTICE").read_text()
     assert notice.startswith("Gemma is provided under")
-    assert "an adapter that changes gemma3-270m-q4" in notice
+    assert "a change of gemma3-270m-q4" in notice
     # A licence without terms of its own is named, and asks for no files.
     plain = resolve(DEFAULT).folder
     assert terms.carry(plain, tmp_path / "other") == {"licence": "Apache-2.0"}

@@ -31,6 +31,7 @@ from tunesmith.models.logprobs import token_logprobs
 from tunesmith.models.lora import Whole
 from tunesmith.models.rows import Rows, trunk
 from tunesmith.models.template import ChatTemplate
+from tunesmith.models.terms import NOTICE
 from tunesmith.models.tree import PackedBatch
 
 DType = Literal["auto", "bfloat16", "float32", "float64", "nf4"]
@@ -187,7 +188,9 @@ class LoadedModel:
         Raises:
             OSError: the disk refused it.
         """
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        # The notice of what was changed is the caller's.
+        left = shutil.ignore_patterns("*.safetensors*", NOTICE)
+        shutil.copytree(self.folder, folder, ignore=left, dirs_exist_ok=True)
         plain = {name: weight.detach() for name, weight in tensors.items()}
         try:
             self.module.save_pretrained(folder, state_dict=plain)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import AdapterError, ModelError, TunesmithError
+from tunesmith.models import terms
 from tunesmith.models.catalog import read_card
 from tunesmith.models.load import DType, LoadedModel, load
 from tunesmith.models.lora import LoRALinear, LowRank, Whole
@@ -77,7 +78,8 @@ def merge(base: Path, adapter: Path, out: Path, *, dtype: DType = "auto") -> Mer
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        model.save(scratch, model.module.state_dict(), card={**card, "merged": True})
+        told = terms.carry(base, scratch)
+        model.save(scratch, model.module.state_dict(), card={**card, **told, "merged": True})
         held = str(model.dtype).removeprefix("torch.")
         off = (_said(load(scratch, dtype=cast(DType, held)), rows, None) - tuned).abs()
         effect, difference = float((tuned - plain).abs().mean()), float(off.mean())

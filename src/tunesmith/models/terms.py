@@ -36,22 +36,23 @@ def keep(model: Packaged, text: Path, folder: Path) -> dict[str, Any]:
     return {"name": model.terms.name, "file": model.terms.text.name, "notice": model.terms.notice}
 
 
-def carry(base: Path, adapter: Path) -> dict[str, str]:
-    """Give an adapter's folder what its base's licence asks of derived models.
+def carry(base: Path, folder: Path) -> dict[str, Any]:
+    """Give the folder of an adapter, or of a trained or merged model, what its base's licence asks of
+    derived models.
 
     Returns:
-        For the adapter's card: the licence and the file of the terms, where the base has them.
+        For its card: the licence and the terms, where the base has them, as its own card has them.
     """
     card = read_card(base)
-    told = {"licence": str(card["licence"])} if card.get("licence") else {}
+    told: dict[str, Any] = {"licence": str(card["licence"])} if card.get("licence") else {}
     terms = card.get("terms")
     if terms is None:
         return told
-    adapter.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(base / terms["file"], adapter / terms["file"])
-    change = f"The files beside this notice are an adapter that changes {card['name']}: it was trained with\n"
-    _write_notice(adapter, terms["notice"], change + "tunesmith and is a model derived from it.\n")
-    return {**told, "terms": terms["file"], "notice": NOTICE}
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(base / terms["file"], folder / terms["file"])
+    change = f"The files beside this notice are a change of {card.get('name') or card['base']}: they were trained with\n"
+    _write_notice(folder, terms["notice"], change + "tunesmith and are a model derived from it.\n")
+    return {**told, "terms": terms}
 
 
 def licence_of(folder: Path) -> str:

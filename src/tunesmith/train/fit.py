@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -246,6 +247,10 @@ def _resume(folder: Path, trainer: Trainer, emit: Emit) -> Progress | None:
 def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str) -> None:
     """The adapter in adapter/, or all weights in model/."""
     out, name = Path(spec.out), "model" if spec.full else "adapter"
+    scratch = out / f".{name}.partial"
+    if trainer.ranks.first:
+        # What a kill left behind.
+        shutil.rmtree(scratch, ignore_errors=True)
     held = "nf4" if spec.dtype == "nf4" else str(trainer.model.dtype).removeprefix("torch.")
     card = {
         "base": spec.name,
@@ -256,9 +261,8 @@ def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str)
         "held_in": held,
         "precision": held if spec.full else "float32 masters",
         "step": progress.best_step,
-        **terms.carry(Path(spec.model), out / ".adapter.partial"),
+        **(terms.carry(Path(spec.model), scratch) if trainer.ranks.first else {}),
     }
-    scratch = out / f".{name}.partial"
     trainer.save(scratch, base=spec.name, card=card)
     if trainer.ranks.first:
         checkpoint.place(scratch, out / name)
