@@ -217,10 +217,16 @@ def test_an_adapter_that_does_not_fit_the_disk_leaves_no_half_of_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    partial = tmp_path / ".adapter.partial"
-    partial.mkdir()
-    (partial / "adapter_model.safetensors").symlink_to("/dev/full")
-    code, events = main(spec_of(tmp_path), monkeypatch, capsys)
+    plain_write = Path.write_bytes
+
+    def write(path: Path, content: bytes) -> int:
+        if path.name == "adapter_model.safetensors":
+            path.symlink_to("/dev/full")
+        return plain_write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write)
+        code, events = main(spec_of(tmp_path), patch, capsys)
     assert code == 1
     assert "the disk is full" in events[-1]["message"]
     assert not (tmp_path / "adapter").exists()
