@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The plain pin takes the CUDA build where the index has it; see the README for the CPU build.
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
-DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-xdist ruff tensorboard
+DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-xdist ruff schemathesis tensorboard psycopg[binary] xllamacpp
 JOBS ?= 2
 GRID ?= .grid
 
