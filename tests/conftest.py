@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,36 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Tests never see the user's models, runs or database."""
     if "TUNESMITH_TEST_HOME" not in os.environ:
         monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def _postgresql() -> Generator[str | None]:
+    """A real server, started for the first test that asks; None where there is none to start."""
+    from tunesmith.testing import postgresql
+
+    try:
+        with postgresql() as url:
+            yield url
+    except FileNotFoundError:
+        yield None
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once of each kind."""
+    import sqlalchemy as sa
+
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'tunesmith.db'}"
+    url = request.getfixturevalue("_postgresql")
+    if url is None:
+        pytest.skip("no PostgreSQL server is installed here")
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return f"{url.rpartition('/')[0]}/{name}"
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
+import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,3 +118,43 @@ def tiny_model(
     model.save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder
+
+
+@contextmanager
+def postgresql() -> Generator[str]:
+    """A PostgreSQL of its own on loopback, with its data in a temporary folder.
+
+    Yields:
+        The SQLAlchemy URL of its first database; its user may make others.
+
+    Raises:
+        FileNotFoundError: the server's programs are not on this machine.
+    """
+    programs = [shutil.which(name) for name in ("initdb", "pg_ctl")]
+    if None in programs:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        if not found:
+            raise FileNotFoundError("no initdb and pg_ctl here: install PostgreSQL's server")
+        programs = [str(found[-1].with_name(name)) for name in ("initdb", "pg_ctl")]
+    # It refuses to run as root, and pytest's folders are closed to others.
+    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="tunesmith-postgresql-"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def run(program: str | None, *arguments: str) -> None:
+        command = [*user, str(program), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    try:
+        if user:
+            shutil.chown(folder, "postgres")
+        run(programs[0], "-A", "trust", "-U", "app", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        run(programs[1], "-o", options, "-l", str(folder / "log"), "-w", "start")
+        try:
+            yield f"postgresql+psycopg://app@127.0.0.1:{port}/postgres"
+        finally:
+            run(programs[1], "-m", "fast", "-w", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

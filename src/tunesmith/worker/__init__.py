@@ -1,0 +1,1 @@
+"""Jobs, worked on: taken, run as supervised processes, written down."""
