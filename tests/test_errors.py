@@ -7,6 +7,7 @@ from tunesmith.errors import RowError, TunesmithError
 
 CODES = {
     "UsageError": 2,
+    "GraderError": 2,
     "DataError": 3,
     "RowError": 3,
     "ModelError": 1,

@@ -2,6 +2,7 @@
 
     TunesmithError              anything a person can mend; printed without a traceback
     ├── UsageError              wrong option, unknown recipe key, contradicting settings      exit 2
+    │   └── GraderError         a grader is not well formed, or cannot run on this machine
     ├── DataError               the data as a whole is refused                                exit 3
     │   └── RowError            one row is refused; the others may go on
     ├── ModelError              a model is missing, damaged, or not what it was said to be     exit 1
@@ -42,6 +43,18 @@ class UsageError(TunesmithError):
     """Wrong option, unknown key or settings that contradict each other."""
 
     exit_code = 2
+
+
+class GraderError(UsageError):
+    """A grader is not well formed, or cannot run on this machine.
+
+    Args:
+        path: the field of the grader's JSON that it is about, as in `graders.x.operation`.
+    """
+
+    def __init__(self, found: str, *, path: str = "", expected: str = "", remedy: str = "") -> None:
+        super().__init__(found, expected=expected, remedy=remedy)
+        self.path = path
 
 
 class DataError(TunesmithError):
