@@ -29,6 +29,7 @@ run: install  ## the whole loop on the shipped examples, and a real answer of th
 
 test: dev  ## all tests, the slow ones too
 	$(BIN)/tunesmith models pull
+	$(BIN)/tunesmith models pull all-minilm-l6-v2
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
 
 check: dev  ## format, lint, types, architecture

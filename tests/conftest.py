@@ -142,8 +142,22 @@ def longrope(tiny: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """The folder of the default model, from the user's own home; tests download nothing."""
+    """The folder of the default model."""
     from tunesmith.models.catalog import DEFAULT
+
+    return _fetched(DEFAULT)
+
+
+@pytest.fixture(scope="session")
+def sentence_encoder() -> Path:
+    """The folder of the catalogue's sentence encoder."""
+    from tunesmith.models.catalog import ENCODER
+
+    return _fetched(ENCODER)
+
+
+def _fetched(name: str) -> Path:
+    """A model's folder in the user's own home; tests download nothing."""
     from tunesmith.models.fetch import home, resolve
 
     with pytest.MonkeyPatch.context() as patch:
@@ -151,9 +165,11 @@ def default_model() -> Path:
             patch.delenv("TUNESMITH_HOME", raising=False)
         else:
             patch.setenv("TUNESMITH_HOME", USER_HOME)
-        if not (home() / "models" / DEFAULT).is_dir():
-            pytest.skip(f"{DEFAULT} is not here: type `tunesmith models pull`, as make test does")
-        return resolve(DEFAULT).folder
+        if not (home() / "models" / name).is_dir():
+            pytest.skip(
+                f"{name} is not here: type `tunesmith models pull {name}`, as make test does"
+            )
+        return resolve(name).folder
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +250,56 @@ def peak_bytes() -> Callable[[Callable[[], object]], int]:
         return watch.peak
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 32 tokens as sentence-transformers saves one, its tokenizer set to cut at 8."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*specials, *letters, *(f"##{letter}" for letter in letters), "parcel", "##ed"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    parts = [
+        {"type": f"sentence_transformers.models.{part}"} for part in ("Transformer", "Pooling")
+    ]
+    (folder / "1_Pooling").mkdir()
+    for name, value in {
+        "modules.json": parts,
+        "1_Pooling/config.json": {
+            "pooling_mode_mean_tokens": True,
+            "pooling_mode_cls_token": False,
+        },
+        "sentence_bert_config.json": {"max_seq_length": 32},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "[PAD]",
+        },
+    }.items():
+        (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    return folder

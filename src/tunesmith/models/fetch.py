@@ -17,8 +17,17 @@ from filelock import FileLock
 
 from tunesmith.errors import ModelError
 from tunesmith.models import terms
-from tunesmith.models.catalog import CARD, PACKAGED, ModelSpec, Packaged, Terms, read_card
-from tunesmith.models.wheels import carried
+from tunesmith.models.catalog import (
+    CARD,
+    ENCODERS,
+    PACKAGED,
+    ModelSpec,
+    Packaged,
+    PackagedEncoder,
+    Terms,
+    read_card,
+)
+from tunesmith.models.wheels import carried, unpacked
 
 Say = Callable[[str], None]
 
@@ -45,6 +54,8 @@ def resolve(
     """
     if name in PACKAGED:
         return _pinned(_packaged(PACKAGED[name], say, accept=accept), revision)
+    if name in ENCODERS:
+        return _pinned(_packaged(ENCODERS[name], say, accept=accept), revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _pinned(local(folder, name=folder.resolve().name), revision)
@@ -110,13 +121,13 @@ def weights_hash(folder: Path) -> str:
     return known[key]
 
 
-def _packaged(model: Packaged, say: Say, *, accept: bool) -> ModelSpec:
+def _packaged(model: Packaged | PackagedEncoder, say: Say, *, accept: bool) -> ModelSpec:
     folder = home() / "models" / model.name
     if not (folder / CARD).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if not (folder / CARD).is_file():
-                if model.terms and not accept:
+                if isinstance(model, Packaged) and model.terms and not accept:
                     raise _unaccepted(model.name, model.terms, folder)
                 _install(model, folder, say)
     card = read_card(folder)
@@ -144,19 +155,19 @@ def _unaccepted(name: str, asked: Terms, folder: Path) -> ModelError:
     return terms.refusal(name, asked, kept)
 
 
-def _install(model: Packaged, folder: Path, say: Say) -> None:
-    """Download the packages, check the file, convert it beside its place, and rename into place."""
+def _install(model: Packaged | PackagedEncoder, folder: Path, say: Say) -> None:
+    """Download the packages, check them, make the model beside its place, and rename into place."""
     say(f"fetching {model.name} ({model.megabytes} MB, {model.licence}; {model.note})")
     remedy = (
         f"Offline? Run `tunesmith models pull {model.name}` where there is a network and copy "
-        f"{folder} here, or give --model FOLDER."
+        f"{folder} here"
     )
+    remedy += ", or give --model FOLDER." if isinstance(model, Packaged) else "."
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as place:
-        scratch, done = Path(place), Path(place) / "model"
-        text = carried(model.terms.text, scratch, remedy=remedy) if model.terms else None
-        gguf = carried(model.weights, scratch, remedy=remedy)
-        say("converting its weights to safetensors, once")
-        _convert(model, gguf, done)
+        if isinstance(model, Packaged):
+            done, told = _converted(model, Path(place), say, remedy)
+        else:
+            done, told = unpacked(model, Path(place), remedy=remedy), {}
         card: dict[str, Any] = {
             "name": model.name,
             "packages": [package for package, _ in model.weights.chunks],
@@ -165,13 +176,24 @@ def _install(model: Packaged, folder: Path, say: Say) -> None:
             "weights_hash": weights_hash(done),
             "licence": model.licence,
             "note": model.note,
+            **told,
         }
-        if text:
-            card["terms"] = terms.keep(model, text, done)
         (done / CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         done.rename(folder)
+
+
+def _converted(
+    model: Packaged, scratch: Path, say: Say, remedy: str
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of safetensors, and what its card says of the model's terms."""
+    done = scratch / "model"
+    text = carried(model.terms.text, scratch, remedy=remedy) if model.terms else None
+    gguf = carried(model.weights, scratch, remedy=remedy)
+    say("converting its weights to safetensors, once")
+    _convert(model, gguf, done)
+    return done, {"terms": terms.keep(model, text, done)} if text else {}
 
 
 def _convert(model: Packaged, gguf: Path, out: Path) -> None:

