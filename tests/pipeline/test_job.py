@@ -227,8 +227,12 @@ def test_a_full_disk_is_an_error_of_its_own(
         patch.setattr(os, "fsync", fsync)
         code, events = run(asked.write("check"))
     assert (code, events[-1]["code"]) == (1, "disk_full")
-    code, events = run(asked.write("check"))
+    code, events = run(asked.write("check", epochs=1))
     assert (code, events[-1]["type"]) == (0, "checked")
+    if Path("/dev/full").exists():
+        (asked.folder.path / "parity.json").symlink_to("/dev/full")
+        code, events = run(asked.write("train", epochs=1))
+        assert (code, events[-1]["code"]) == (1, "disk_full")
 
 
 PARENT = """

@@ -198,6 +198,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(
         patch.setattr(os, "fsync", fsync)
         code, events = main(spec_of(tmp_path / "full"), patch, capsys)
     assert code == 1
+    assert events[-1]["code"] == "disk_full"
     assert "the disk is full" in events[-1]["message"]
     assert "type the same command" in events[-1]["message"]
     folder = tmp_path / "full" / "checkpoints"

@@ -349,7 +349,7 @@ def test_a_token_is_right_where_transformers_own_logits_are_largest(
     trainer = made(narrow(family), dtype="float32")
     paths = chains(rows(6))
     for _ in range(25):
-        trainer.forward_backward(plant(paths), sft)
+        trainer.forward_backward(plant(paths[:3]), sft)
         trainer.optim_step(1e-2, clip=1.0)
     _, accuracy = trainer.validate(pack(paths, max_tokens=200), sft)
     trainer.model.module.set_attn_implementation("eager")

@@ -243,9 +243,14 @@ def _pass_on(event: Event) -> None:
 def _outcome(ended: Event) -> list[str]:
     """What became of the training, where it may surprise."""
     last, best, loss = ended["step"], ended["best_step"], ended["validation_loss"]
-    early = f"training stopped early, at step {last}: the validation loss fell no further"
-    which = f"the model is that of step {best} of {last}, with the lowest validation loss: {loss}"
-    return [early] * ended["stopped_early"] + [which] * (loss is not None)
+    told: list[str] = []
+    if ended["stopped_early"]:
+        told.append(f"training stopped early, at step {last}: the validation loss fell no further")
+    if loss is not None:
+        told.append(
+            f"the model is that of step {best} of {last}, whose validation loss is {loss:.4f}"
+        )
+    return told
 
 
 STEPS: Mapping[str, Callable[[Spec], None]] = {"check": check, "train": train}

@@ -17,19 +17,16 @@ def result_csv(events: Iterable[Event]) -> str:
     Args:
         events: those of a job; of one that is there twice the last one counts.
     """
-    rows: dict[int, dict[str, int | float]] = {}
-    held: dict[int, dict[str, int | float]] = {}
+    trained: dict[int, list[float]] = {}
+    held: dict[int, list[float]] = {}
     for event in events:
         if event["type"] == "step":
-            numbers = {"train_loss": event["loss"], "train_accuracy": event["accuracy"]}
-            rows[event["step"]] = {name: round(value, 5) for name, value in numbers.items()}
+            trained[event["step"]] = [round(event[name], 5) for name in ("loss", "accuracy")]
         elif event["type"] == "validation":
             numbers = (event["loss"], event["metrics"]["accuracy"])
-            held[event["step"]] = {
-                name: round(value, 5) for name, value in zip(COLUMNS[3:], numbers, strict=True)
-            }
+            held[event["step"]] = [round(value, 5) for value in numbers]
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"step": step, **rows[step], **held.get(step, {})} for step in sorted(rows))
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([step, *trained[step], *held.get(step, ("", ""))] for step in sorted(trained))
     return out.getvalue()

@@ -32,7 +32,7 @@ PREFERENCES = (
     "using 'dpo' as the training method (provided method=supervised)."
 )
 UNEXPECTED = "Unexpected file format, expected either prompt/completion pairs or chat messages."
-FORMATS = {name: REQUIRED[name] for name in ("chat", "prompt-completion")}
+FORMATS = ("chat", "prompt-completion")
 _SPACE = b"\xef\xbb\xbf \t\r\n"
 _TURN = re.compile(r"\bturn (\d+)")
 
@@ -61,6 +61,8 @@ def check_lines(upload: Upload) -> None:
     Raises:
         FileRefused: see above.
     """
+    if not Path(upload.path).is_file():
+        raise upload.refused(f"{upload.name} is not there any more.")
     examples = 0
     for examples, (_, content) in enumerate(_examples(upload), 1):
         if len(content) > LONGEST:
@@ -151,9 +153,11 @@ def _is_lines(upload: Upload) -> bool:
 
 
 def _check_layout(upload: Upload, layout: Layout | None) -> None:
-    if layout is not None and layout.format == "preference":
+    if layout is None or layout.format not in (*FORMATS, "preference"):
+        raise upload.refused(UNEXPECTED)
+    if layout.format == "preference":
         raise upload.refused(PREFERENCES.format(upload.id))
-    if layout is None or any(layout.columns.get(n) != n for n in FORMATS.get(layout.format, "?")):
+    if any(layout.columns[name] != name for name in REQUIRED[layout.format]):
         raise upload.refused(UNEXPECTED)
 
 
