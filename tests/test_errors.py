@@ -12,7 +12,11 @@ CODES = {
     "RowError": 3,
     "ModelError": 1,
     "AdapterError": 1,
+    "FileRefused": 3,
     "TrainingError": 1,
+    "DiskFull": 1,
+    "FolderBusy": 1,
+    "TrainerCrashed": 1,
     "EngineError": 1,
 }
 

@@ -4,10 +4,14 @@
     ├── UsageError              wrong option, unknown recipe key, contradicting settings      exit 2
     │   └── GraderError         a grader is not well formed, or cannot run on this machine
     ├── DataError               the data as a whole is refused                                exit 3
-    │   └── RowError            one row is refused; the others may go on
+    │   ├── RowError            one row is refused; the others may go on
+    │   └── FileRefused         a file that was uploaded for a job is refused, with OpenAI's code
     ├── ModelError              a model is missing, damaged, or not what it was said to be     exit 1
     │   └── AdapterError        an adapter does not belong to these weights, or is incomplete
-    ├── TrainingError           a run cannot go on (non-finite gradient, locked folder)        exit 1
+    ├── TrainingError           a run cannot go on (non-finite gradient)                       exit 1
+    │   ├── DiskFull            the disk has no room for what is to be written
+    │   ├── FolderBusy          another process trains in the folder
+    │   └── TrainerCrashed      the training process ended without a word
     └── EngineError             a serving process does not start, answer or agree              exit 1
 
 Every message says what was found, what was expected and what to type.
@@ -67,6 +71,22 @@ class RowError(DataError):
     """One row is refused: raised by parsers, which know the row but not the file."""
 
 
+class FileRefused(DataError):
+    """A file that was uploaded for a fine-tuning job is refused.
+
+    Args:
+        found: what is wrong with it.
+        code: OpenAI's word for it.
+        param: the setting that named the file.
+    """
+
+    def __init__(
+        self, found: str, *, code: str = "invalid_training_file", param: str = "training_file"
+    ) -> None:
+        super().__init__(found)
+        self.code, self.param = code, param
+
+
 class ModelError(TunesmithError):
     """A model is missing, damaged or not what it was said to be."""
 
@@ -76,7 +96,27 @@ class AdapterError(ModelError):
 
 
 class TrainingError(TunesmithError):
-    """A run cannot go on."""
+    """A run cannot go on; its code is what programs know it by."""
+
+    code = "training_failed"
+
+
+class DiskFull(TrainingError):
+    """The disk has no room for what is to be written."""
+
+    code = "disk_full"
+
+
+class FolderBusy(TrainingError):
+    """Another process trains in the run's folder."""
+
+    code = "folder_busy"
+
+
+class TrainerCrashed(TrainingError):
+    """The training process ended without a word: killed, for its memory or by somebody."""
+
+    code = "trainer_crashed"
 
 
 class EngineError(TunesmithError):

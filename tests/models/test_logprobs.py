@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.kernels import exact
-from tunesmith.models.logprobs import BLOCK, token_logprobs
+from tunesmith.models.logprobs import BLOCK, score_tokens
 
 
 def test_blocks_give_the_log_softmax_and_its_gradient() -> None:
@@ -17,7 +17,7 @@ def test_blocks_give_the_log_softmax_and_its_gradient() -> None:
     def head(x: Tensor) -> Tensor:
         return x @ weight.T
 
-    ours = token_logprobs(hidden, targets, head)
+    ours = score_tokens(hidden, targets, head).logprobs
     theirs = head(hidden).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
@@ -31,7 +31,7 @@ def test_a_head_that_learns_gets_the_gradient_of_all_blocks() -> None:
     weight = torch.randn(31, 8, dtype=torch.float64, requires_grad=True)
     hidden = torch.randn(rows, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 31, (rows,))
-    ours = token_logprobs(hidden, targets, lambda x: x @ weight.T, [weight])
+    ours = score_tokens(hidden, targets, lambda x: x @ weight.T, [weight]).logprobs
     theirs = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(
         torch.autograd.grad(ours.square().sum(), [hidden, weight]),
@@ -47,8 +47,31 @@ def test_never_more_than_a_block_of_logits_is_made() -> None:
         return x
 
     hidden = torch.randn(3 * BLOCK, 5, requires_grad=True)
-    token_logprobs(hidden, torch.zeros(3 * BLOCK, dtype=torch.int64), head).sum().backward()
+    targets = torch.zeros(3 * BLOCK, dtype=torch.int64)
+    score_tokens(hidden, targets, head).logprobs.sum().backward()
     assert max(seen) == BLOCK
+
+
+def test_the_sum_of_exponentials_is_torchs_own_bit_for_bit() -> None:
+    logits = 30 * torch.randn(2 * BLOCK + 3, 257)
+    targets = torch.randint(0, 257, (len(logits),))
+    wanted = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+    assert torch.equal(score_tokens(logits, targets, lambda x: x).logprobs, wanted)
+
+
+def test_a_hit_is_a_token_that_no_other_one_surpasses() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0], [5.0, 2.0, 5.0], [5.0, 2.0, 5.0], [0.0, 1.0, 9.0]])
+    scored = score_tokens(logits.requires_grad_(), torch.tensor([1, 2, 1, 0]), lambda x: x)
+    assert scored.hits.tolist() == [True, True, False, False]
+    assert not scored.hits.requires_grad
+
+
+def test_hits_are_the_largest_logits_over_all_blocks() -> None:
+    hidden, weight = torch.randn(3 * BLOCK + 5, 8), torch.randn(31, 8)
+    best = (hidden @ weight.T).argmax(1)
+    targets = torch.where(torch.rand(len(hidden)) < 0.5, best, torch.zeros_like(best))
+    scored = score_tokens(hidden, targets, lambda x: x @ weight.T)
+    assert torch.equal(scored.hits, targets == best)
 
 
 def test_a_softmax_is_taken_in_float32_at_least() -> None:

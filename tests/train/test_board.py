@@ -14,10 +14,19 @@ def test_losses_are_in_the_tensorboard_folder_and_every_event_goes_on(tmp_path: 
 
     seen: list[dict[str, Any]] = []
     emit = watched(seen.append, tmp_path)
-    step = {"type": "step", "step": 3, "loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "memory_mb": 7}
+    step = {
+        "type": "step",
+        "step": 3,
+        "loss": 1.5,
+        "lr": 0.1,
+        "grad_norm": 2.0,
+        "memory_mb": 7,
+        "accuracy": 0.5,
+    }
     emit(step)
     emit({"type": "validation", "step": 3, "loss": 1.25})
     assert seen == [step, {"type": "validation", "step": 3, "loss": 1.25}]
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert found.Scalars("train/loss")[0].value == 1.5
+    assert found.Scalars("train/accuracy")[0].value == 0.5
     assert found.Scalars("validation/loss")[0].step == 3

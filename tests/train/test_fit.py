@@ -111,6 +111,46 @@ def test_full_fine_tuning_writes_a_model_that_loads(
     assert now == pytest.approx(said["logprobs"], abs=1e-5)
 
 
+def test_the_adapter_of_each_checkpoint_is_kept(
+    plain: tuple[Path, Any], spec_of: Spec, tmp_path: Path
+) -> None:
+    there: dict[int, bool] = {}
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["type"] == "checkpoint":
+            there[event["step"]] = (tmp_path / f"adapters/step-{event['step']}").is_dir()
+
+    fit(spec_of(tmp_path, snapshots=True), emit)
+    assert there == dict.fromkeys((0, 2, 4, 6, 8), True)
+    assert len(list((tmp_path / "adapters").iterdir())) == 5
+    best = of(plain[1], "trained")[0]["best_step"]
+    for file in sorted((plain[0] / "adapter").iterdir()):
+        for made in ("adapter", f"adapters/step-{best}"):
+            assert (tmp_path / made / file.name).read_bytes() == file.read_bytes()
+    assert [read_card(tmp_path / f"adapters/step-{step}")["step"] for step in there] == list(there)
+
+
+def test_full_fine_tuning_keeps_no_model_of_its_checkpoints(spec_of: Spec, tmp_path: Path) -> None:
+    run(spec_of(tmp_path, snapshots=True, full=True, epochs=1.0))
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_accuracy_rises_with_what_is_learned_and_does_not_depend_on_sharing(
+    spec_of: Spec, tmp_path: Path
+) -> None:
+    events = run(spec_of(tmp_path / "one", epochs=12.0, learning_rate=0.02))
+    found = [event["accuracy"] for event in of(events, "step")]
+    held = [event["metrics"]["accuracy"] for event in of(events, "validation")]
+    assert all(0 <= value <= 1 for value in found + held)
+    assert found[-1] > found[0] + 0.3
+    assert held[-1] > held[0] + 0.3
+    apart = run(spec_of(tmp_path / "two", share=False))
+    together = run(spec_of(tmp_path / "three"))
+    assert [e["accuracy"] for e in of(apart, "step")] == [
+        e["accuracy"] for e in of(together, "step")
+    ]
+
+
 def test_the_same_spec_is_the_same_run_bit_for_bit(
     plain: tuple[Path, Any], spec_of: Spec, tmp_path: Path
 ) -> None:
@@ -159,6 +199,7 @@ ELSEWHERE = {
     "activation_checkpointing": "test_layers_that_are_computed_again_change_no_number",
     "processes": "test_ranks.py",
     "sharding": "test_sharded.py",
+    "snapshots": "test_the_adapter_of_each_checkpoint_is_kept",
     "parent": "test_main.py",
 }
 

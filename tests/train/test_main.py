@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from tunesmith.train import __main__ as process
-from tunesmith.train import checkpoint
+from tunesmith.train import checkpoint, lock
 from tunesmith.train.spec import TrainSpec
 
 Spec = Callable[..., TrainSpec]
@@ -167,10 +167,11 @@ def test_a_second_trainer_in_the_same_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(process, "FileLock", lambda path, timeout: FileLock(path, timeout=0.1))
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with FileLock(tmp_path / ".lock"):
         code, events = main(spec_of(tmp_path), monkeypatch, capsys)
     assert code == 1
+    assert events[-1]["code"] == "folder_busy"
     assert "another process is training" in events[-1]["message"]
     assert "--out" in events[-1]["message"]
     assert not (tmp_path / "checkpoints").exists()
@@ -197,6 +198,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(
         patch.setattr(os, "fsync", fsync)
         code, events = main(spec_of(tmp_path / "full"), patch, capsys)
     assert code == 1
+    assert events[-1]["code"] == "disk_full"
     assert "the disk is full" in events[-1]["message"]
     assert "type the same command" in events[-1]["message"]
     folder = tmp_path / "full" / "checkpoints"

@@ -342,6 +342,28 @@ def test_trap_19_small_updates_are_not_lost_in_bfloat16(
         assert float((moved > 0).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_token_is_right_where_transformers_own_logits_are_largest(
+    narrow: Callable[[str], Path], rows: Rows, family: str
+) -> None:
+    trainer = made(narrow(family), dtype="float32")
+    paths = chains(rows(6))
+    for _ in range(25):
+        trainer.forward_backward(plant(paths[:3]), sft)
+        trainer.optim_step(1e-2, clip=1.0)
+    _, accuracy = trainer.validate(pack(paths, max_tokens=200), sft)
+    trainer.model.module.set_attn_implementation("eager")
+    right = total = 0
+    for path in paths:
+        ids, trained = torch.tensor(path.ids), torch.tensor(path.trained[1:])
+        with torch.no_grad():
+            best = trainer.model.module(ids[None], use_cache=False).logits[0, :-1].argmax(-1)
+        right += int((best == ids[1:])[trained].sum())
+        total += int(trained.sum())
+    assert 0.1 < right / total < 1
+    assert accuracy == right / total
+
+
 def test_trap_32_evaluating_twice_gives_the_same_number_despite_dropout(
     tiny: Callable[..., Path], rows: Rows
 ) -> None:

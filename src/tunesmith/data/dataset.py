@@ -65,6 +65,7 @@ class Dataset:
 
     Attributes:
         files: the files' names as given.
+        layouts: how the rows of each file are laid out; None where they fit no known format.
         notes: what is to be told about each file: its format, unused columns, odd encodings.
         rows: source rows read, after `limit`; always `used + bad + duplicates`.
         used, bad, duplicates: source rows that give examples, that are refused, and that were
@@ -83,7 +84,7 @@ class Dataset:
     def __init__(self, reader: _Reader, notes: tuple[str, ...], read: _Pass) -> None:
         self._reader, self._status = reader, read.status
         self._copies, self._originals = read.copies, read.originals
-        self.files = tuple(file.name for file in reader.files)
+        self.files, self.layouts = tuple(file.name for file in reader.files), reader.layouts
         self.notes, self.problems, self.signer = notes, read.problems, read.signer
         self.used, self.bad, self.duplicates = (
             int((read.status == status).sum()) for status in (_USED, _BAD, _COPY)

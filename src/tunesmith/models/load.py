@@ -27,7 +27,7 @@ from tunesmith.models.adapters import Adapters
 from tunesmith.models.attention import Forest, Structure
 from tunesmith.models.catalog import CARD
 from tunesmith.models.fetch import weights_hash
-from tunesmith.models.logprobs import token_logprobs
+from tunesmith.models.logprobs import Scored, score_tokens
 from tunesmith.models.lora import Whole
 from tunesmith.models.rows import Rows, trunk
 from tunesmith.models.template import ChatTemplate
@@ -58,7 +58,7 @@ class LoadedModel:
     def __post_init__(self) -> None:
         self.adapters = Adapters(self.module)
         self._heads = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor | None]]()
-        self.around: Callable[[Callable[[], Tensor]], Tensor] = call
+        self.around: Callable[[Callable[[], Scored]], Scored] = call
         """What `logprobs` is computed in: where weights are sharded, it gathers them."""
 
     @property
@@ -243,19 +243,23 @@ class LoadedModel:
         Args:
             exact: finish in float32: slower, for what is compared with other programs.
         """
-        return self.around(partial(self._logprobs, batch, exact=exact))
+        return self.scored(batch, exact=exact).logprobs
 
-    def _logprobs(self, batch: PackedBatch, *, exact: bool) -> Tensor:
+    def scored(self, batch: PackedBatch, *, exact: bool = False) -> Scored:
+        """As `logprobs`, and which of the tokens the model itself would say."""
+        return self.around(partial(self._scored, batch, exact=exact))
+
+    def _scored(self, batch: PackedBatch, *, exact: bool) -> Scored:
         trained = torch.from_numpy(batch.trained).to(self.device)
         parents = torch.from_numpy(batch.parent[batch.trained]).to(self.device)
         hidden = self.forest(batch).index_select(0, parents)
         targets = torch.from_numpy(batch.ids).to(self.device).index_select(0, trained)
         if exact:
             trained_head = partial(self.exact_head, adapter=self.adapters.routing.all)
-            return token_logprobs(hidden, targets, trained_head)
+            return score_tokens(hidden, targets, trained_head)
         weights = self.module.get_output_embeddings().parameters()
         moving = [weight for weight in weights if weight.requires_grad]
-        return token_logprobs(hidden, targets, self.head, moving)
+        return score_tokens(hidden, targets, self.head, moving)
 
 
 def layers(module: nn.Module) -> list[nn.Module]:

@@ -6,7 +6,7 @@ Logits are made in blocks of rows, used, and made again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,39 +20,52 @@ Head = Callable[[Tensor], Tensor]
 """Hidden states (N, width) -> logits (N, vocabulary)."""
 
 
-def token_logprobs(
+class Scored(NamedTuple):
+    """N given tokens under a model.
+
+    logprobs: (N,) natural logarithms, float32 (float64 for a float64 model). hits: (N,) bool, where
+    no other token's logit is larger.
+    """
+
+    logprobs: Tensor
+    hits: Tensor
+
+
+def score_tokens(
     hidden: Tensor, targets: Tensor, head: Head, weights: Sequence[Tensor] = ()
-) -> Tensor:
-    """log softmax(head(hidden))[targets].
+) -> Scored:
+    """log softmax(head(hidden))[targets], and whether each target is what the model would say.
 
     Args:
         hidden: (N, width), may need a gradient.
         targets: (N,) token ids.
         head: recomputed in the backward pass.
         weights: those of the head that are trained.
-
-    Returns:
-        (N,) natural logarithms, float32 (float64 for a float64 model).
     """
-    out: Tensor = _TokenLogProbs.apply(hidden, targets, head, *weights)  # pyright: ignore[reportAssignmentType]
-    return out
+    return Scored(*_ScoreTokens.apply(hidden, targets, head, *weights))  # pyright: ignore[reportGeneralTypeIssues]
 
 
-class _TokenLogProbs(torch.autograd.Function):
+class _ScoreTokens(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, hidden: Tensor, targets: Tensor, head: Head, *weights: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         picked: list[Tensor] = []
         totals: list[Tensor] = []
+        peaks: list[Tensor] = []
         for rows, wanted in zip(hidden.split(BLOCK), targets.split(BLOCK), strict=True):
             logits = exact(head(rows))
             picked.append(logits.gather(1, wanted[:, None]))
-            totals.append(logits.logsumexp(1, keepdim=True))
-        lse = torch.cat(totals)
+            peak = logits.amax(1, keepdim=True)
+            # The operations of logsumexp, bit for bit, which would look for the peak once more.
+            totals.append((logits - peak).exp_().sum(1, keepdim=True).log_().add_(peak))
+            peaks.append(peak)
+        lse, chosen = torch.cat(totals), torch.cat(picked)
         ctx.save_for_backward(hidden, targets, lse, *weights)
         ctx.head = head
-        return torch.cat(picked).squeeze(1) - lse.squeeze(1)
+        hits = (chosen == torch.cat(peaks)).squeeze(1)
+        ctx.mark_non_differentiable(hits)
+        return chosen.squeeze(1) - lse.squeeze(1), hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

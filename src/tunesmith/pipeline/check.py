@@ -9,7 +9,7 @@ from tunesmith.errors import DataError, ModelError
 from tunesmith.models import fetch
 from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import prepare
-from tunesmith.pipeline.run import Screen
+from tunesmith.pipeline.begin import Screen
 from tunesmith.recipe import Recipe
 
 COUNTED = (

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
-
-import psutil
 
 from tunesmith.advise import Advice
 from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, verdict
@@ -24,7 +18,6 @@ from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
 
 SCHEMA = "tunesmith.report/1"
-PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -138,33 +131,3 @@ def _missing(reason: str) -> dict[str, Any]:
 def with_timings(report: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """The report with the seconds of each stage."""
     return {**report, "timings": timings(folder.events())}
-
-
-def environment(recipe: Recipe, model: ModelSpec, data_hash: str) -> dict[str, Any]:
-    """Versions, hardware, seed and hashes: what it takes to make the numbers again."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "cores": psutil.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        },
-        "git_revision": _git_revision(),
-        "seed": recipe.train.seed,
-        "data_sha256": data_hash,
-        "base_weights_sha256": model.weights_hash,
-        "base_revision": model.revision,
-    }
-
-
-def _git_revision() -> str | None:
-    """The commit of the folder that the command was typed in, where it is a repository."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    ran = subprocess.run(
-        [git, "rev-parse", "HEAD"], capture_output=True, text=True, errors="replace", check=False
-    )
-    return ran.stdout.strip() if ran.returncode == 0 else None

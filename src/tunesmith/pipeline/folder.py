@@ -57,13 +57,14 @@ class RunFolder:
         """Whether the run has ended with a report."""
         return (self.path / "report.json").is_file() and (self.path / "report.html").is_file()
 
-    def emit(self, event: Mapping[str, Any]) -> None:
-        """Append one event with the time."""
+    def emit(self, event: Mapping[str, Any]) -> Event:
+        """Append one event with the time; as it was written."""
         self.path.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
+        said = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
         with (self.path / "events.jsonl").open("ab+") as file:
             _drop_cut_line(file)
-            file.write(line.encode() + b"\n")
+            file.write(json.dumps(said).encode() + b"\n")
+        return said
 
     def events(self) -> list[Event]:
         """All events; a last line that a kill cut short is left out."""

@@ -10,17 +10,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
-
-from tunesmith.errors import TrainingError
+from tunesmith import recipe as recipes
+from tunesmith.errors import DiskFull, FolderBusy, TrainerCrashed, TrainingError
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.lifetime import environment
 from tunesmith.pipeline.folder import Event, RunFolder
 from tunesmith.recipe import Recipe
+from tunesmith.train.lock import hold
 from tunesmith.train.spec import TrainSpec
 
 
@@ -75,18 +76,53 @@ def trained(folder: RunFolder) -> bool:
     return ended and folder.tuned is not None
 
 
+def train(
+    recipe: Recipe,
+    model: ModelSpec,
+    folder: RunFolder,
+    happened: Callable[[Event], None],
+    *,
+    snapshots: bool = False,
+) -> Recipe:
+    """Train as a recipe without any `auto` says, unless that has ended.
+
+    Args:
+        snapshots: keep the adapter of each checkpoint.
+
+    Returns:
+        The recipe with the dtype that the trainer chose, as the folder has it now.
+
+    Raises:
+        TrainingError: see `learn`.
+    """
+    if trained(folder):
+        return recipe
+
+    def told(event: Event) -> None:
+        nonlocal recipe
+        if event["type"] == "training" and recipe.model.dtype == "auto":
+            recipe = recipes.with_values(recipe, {"model.dtype": event["dtype"]})
+            folder.write(folder.recipe.name, recipes.dump(recipe))
+        happened(event)
+
+    learn(replace(spec_of(recipe, model, folder), snapshots=snapshots), folder, told)
+    return recipe
+
+
 def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None]) -> None:
     """Run a training process to its end; its events go to the folder and to `happened`.
 
     Raises:
         TrainingError: it failed; the message is its own.
+        FolderBusy: somebody else trains in the folder.
+        TrainerCrashed: it ended without a word.
         KeyboardInterrupt: the user stopped it; it ends first.
     """
-    _agree(folder)
+    agree(folder)
     path = folder.path / "train.json"
     spec.write(path)
     log = folder.path / "train.log"
-    failed = ""
+    failed: Event | None = None
     with log.open("ab") as errors, ExitStack() as ending:
         processes = [
             ending.enter_context(_process(path, errors, place)) for place in _places(spec.processes)
@@ -95,15 +131,21 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
         assert first.stdout is not None
         try:
             for line in first.stdout:
-                event: Event = json.loads(line)
+                if not line.endswith("\n"):
+                    # Cut by a kill.
+                    break
+                event = folder.emit(json.loads(line))
                 if event["type"] == "error":
-                    failed = event["message"]
-                folder.emit(event)
+                    failed = event
                 happened(event)
         except KeyboardInterrupt:
             for process in processes:
                 process.send_signal(signal.SIGINT)
             first.wait(timeout=30)
+            raise
+        except BaseException:
+            # Nothing is lost, as checkpoints are whole at any moment, and nobody waits for a step.
+            first.kill()
             raise
         finally:
             # Whoever still writes ends on a closed pipe; without the first one the others wait for ever.
@@ -112,7 +154,7 @@ def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None])
             for process in processes[1:]:
                 process.terminate()
     if first.returncode != 0:
-        raise TrainingError(failed or f"the training process ended with {_last(log, first)}")
+        raise _failure(failed, log, first)
 
 
 def _places(processes: int) -> list[dict[str, str]]:
@@ -145,17 +187,26 @@ def _process(path: Path, errors: IO[bytes], place: dict[str, str]) -> subprocess
     )
 
 
-def _agree(folder: RunFolder) -> None:
+def agree(folder: RunFolder) -> None:
     """After a kill the newest checkpoint may be one that the log does not tell of: go back to one
     that both have, so that no step is missing from the log or in it twice.
+
+    Raises:
+        FolderBusy: somebody else trains in the folder.
     """
-    # Where somebody else trains, the training process says so.
-    with suppress(Timeout), FileLock(folder.path / ".lock", timeout=0):
+    with hold(folder.path):
         told = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
         for path in (folder.path / "checkpoints").glob("step-*"):
             if int(path.name.removeprefix("step-")) not in told:
                 shutil.rmtree(path)
         folder.forget_after(max(told, default=-1))
+
+
+def _failure(said: Event | None, log: Path, process: subprocess.Popen[str]) -> TrainingError:
+    if said is None:
+        return TrainerCrashed(f"the training process ended with {_last(log, process)}")
+    kinds = {kind.code: kind for kind in (DiskFull, FolderBusy)}
+    return kinds.get(said["code"], TrainingError)(said["message"])
 
 
 def _last(log: Path, process: subprocess.Popen[str]) -> str:

@@ -9,11 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tunesmith import recipe as recipes
 from tunesmith.advise import Advice, advise
-from tunesmith.checks.report import Report
 from tunesmith.data.examples import Conversation
 from tunesmith.data.split import read_jsonl
 from tunesmith.errors import UsageError
@@ -24,32 +23,13 @@ from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import conclude, learn, machine, measure, prepare
-from tunesmith.pipeline.folder import Clock, Event, RunFolder
+from tunesmith.pipeline.begin import Screen, begin
+from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
 from tunesmith.pipeline.prepare import Prepared
 from tunesmith.recipe import Recipe
 from tunesmith.serve import engines
 from tunesmith.store import Store
-
-
-class Screen(Protocol):
-    """Where a run is watched."""
-
-    def say(self, text: str) -> None:
-        """A sentence that stays."""
-        ...
-
-    def progress(self, what: str, done: int, total: int | None) -> None:
-        """A line that is drawn over."""
-        ...
-
-    def event(self, event: Event) -> None:
-        """An event of the training process."""
-        ...
-
-    def checked(self, prepared: Prepared, report: Report) -> None:
-        """The data has been checked."""
-        ...
 
 
 @dataclass
@@ -175,35 +155,6 @@ def _ours(folder: RunFolder) -> None:
     folder.emit({"type": "opened"})
 
 
-def begin(
-    recipe: Recipe,
-    folder: RunFolder,
-    model: ModelSpec,
-    template: ChatTemplate,
-    prepared: Prepared,
-    screen: Screen,
-    key: str,
-) -> Recipe:
-    """Check the data, make every `auto` a number, and write what the run stands on."""
-    report = prepare.examine(
-        prepared, recipe.reading, template, lambda done: screen.progress("checking", done, None)
-    )
-    screen.checked(prepared, report)
-    prepare.refuse(prepared, recipe.reading, report)
-    prepare.write_data(prepared, folder)
-    ledger = prepare.weigh(prepared, template)
-    settled, reasons = prepare.resolve_auto(recipe, prepared.split, ledger, model, template)
-    for reason in reasons:
-        screen.say(reason)
-    folder.write_json("ledger.json", asdict(ledger))
-    folder.write_json("findings.json", report.to_json())
-    folder.write(folder.recipe.name, recipes.dump(settled))
-    # Last: its presence says that everything before it is whole.
-    about = conclude.environment(settled, model, prepared.key)
-    folder.write_json("environment.json", {**about, "key": key})
-    return settled
-
-
 def explore(run: Run) -> None:
     """What needs no tuning, on the validation rows, and the first advice."""
     if (run.folder.path / "explore.json").is_file():
@@ -215,16 +166,7 @@ def explore(run: Run) -> None:
 
 def train(run: Run) -> None:
     """The training process, unless it has ended."""
-    if learn.trained(run.folder):
-        return
-
-    def happened(event: Event) -> None:
-        if event["type"] == "training" and run.recipe.model.dtype == "auto":
-            run.recipe = recipes.with_values(run.recipe, {"model.dtype": event["dtype"]})
-            run.folder.write(run.folder.recipe.name, recipes.dump(run.recipe))
-        run.screen.event(event)
-
-    learn.learn(learn.spec_of(run.recipe, run.model, run.folder), run.folder, happened)
+    run.recipe = learn.train(run.recipe, run.model, run.folder, run.screen.event)
 
 
 def compare(run: Run) -> None:

@@ -17,7 +17,7 @@ from tunesmith.evaluate.evaluation import evaluate as evaluate_arm
 from tunesmith.models import fetch
 from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import measure, prepare
-from tunesmith.pipeline.run import Screen
+from tunesmith.pipeline.begin import Screen
 from tunesmith.pipeline.talk import deployment
 from tunesmith.recipe import Recipe
 from tunesmith.serve.router import Deployment, Router

@@ -11,13 +11,13 @@ import json
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from tunesmith.errors import TrainingError, TunesmithError
+from tunesmith.errors import DiskFull, TrainingError, TunesmithError
 from tunesmith.models.lifetime import die_with_parent
+from tunesmith.train.lock import hold
 from tunesmith.train.spec import TrainSpec
 
 
@@ -31,22 +31,18 @@ def run(path: Path) -> None:
     """Train as the spec in this file says, alone in its folder.
 
     Raises:
-        TrainingError: another process trains in this folder, or the disk is full.
+        FolderBusy: another process trains in this folder.
+        DiskFull: there is no room for what it writes.
     """
     spec = TrainSpec.read(path)
     if spec.parent and "TORCHELASTIC_RUN_ID" not in os.environ:
         die_with_parent(spec.parent)
-    lock = FileLock(Path(spec.out) / ".lock", timeout=5)
-    try:
-        # Of several processes that train as one, the first holds it for all.
-        if os.environ.get("RANK", "0") == "0":
-            lock.acquire()
-    except Timeout:
-        raise TrainingError(
-            f"another process is training in {spec.out}",
-            expected="a folder of its own for each run",
-            remedy="Wait for it, stop it, or give another --out.",
-        ) from None
+    # Of several processes that train as one, the first holds the lock for all.
+    with hold(Path(spec.out)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        _train(spec)
+
+
+def _train(spec: TrainSpec) -> None:
     # torch and transformers take seconds to import; a spec that is refused should not wait.
     from tunesmith.train.board import watched
     from tunesmith.train.fit import fit
@@ -54,9 +50,9 @@ def run(path: Path) -> None:
     try:
         fit(spec, watched(emit, Path(spec.out)))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise TrainingError(
+        raise DiskFull(
             f"the disk is full ({spec.out})",
             expected="room for a checkpoint",
             remedy="Make room and type the same command: it goes on from the last checkpoint.",
@@ -68,13 +64,15 @@ def main() -> int:
     try:
         run(Path(sys.argv[1]))
     except TunesmithError as error:
-        emit({"type": "error", "message": str(error)})
+        code = error.code if isinstance(error, TrainingError) else TrainingError.code
+        emit({"type": "error", "code": code, "message": str(error)})
         return 1
     except KeyboardInterrupt:
         emit({"type": "interrupted"})
         return 130
     except Exception as error:  # noqa: BLE001 - the process edge: any end has to become an event
-        emit({"type": "error", "message": f"{type(error).__name__}: {error}"})
+        said = f"{type(error).__name__}: {error}"
+        emit({"type": "error", "code": TrainingError.code, "message": said})
         traceback.print_exc()
         return 1
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Emit = Callable[[dict[str, Any]], None]
-STEP_VALUES = ("loss", "lr", "grad_norm", "memory_mb")
+STEP_VALUES = ("loss", "accuracy", "lr", "grad_norm", "memory_mb")
 
 
 def watched(emit: Emit, folder: Path) -> Emit:

@@ -101,7 +101,7 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
         trainer.restore(best["trainer"])
     if spec.heldout:
         heldout.measure(model, Path(spec.heldout), writes, "tuned")
-    _write(spec, trainer, progress, model.template.fingerprint)
+    _write(spec, trainer, progress.best_step, out / ("model" if spec.full else "adapter"))
     record(model, held or train, out / "parity.json" if ranks.first else None)
     emit(
         {
@@ -185,10 +185,11 @@ class _Loop:
         rate = learning_rate(progress.step, self.total, spec.learning_rate, spec.warmup)
         norm = self.trainer.optim_step(rate, clip=spec.clip)
         progress.step += 1
-        total, count, tokens, distinct, trained = ranks.total(
+        total, count, hits, tokens, distinct, trained = ranks.total(
             [
                 float(sum(part.sum for part in losses)),
                 sum(part.count for part in losses),
+                sum(part.hits for part in losses),
                 sum(len(chain.ids) for chain in chains),
                 sum(batch.size for batch in batches),
                 sum(chain.trained_count for chain in chains),
@@ -199,6 +200,7 @@ class _Loop:
                 "type": "step",
                 "step": progress.step,
                 "loss": total / count,
+                "accuracy": hits / count,
                 "lr": rate,
                 "rows": len(rows),
                 "tokens": int(tokens),
@@ -214,8 +216,11 @@ class _Loop:
         """Measure, then save: a checkpoint knows whether it is the best."""
         loss = math.inf
         if self.measured:
-            loss = self.trainer.validate(self.validation, objectives.sft)
-            self.emit({"type": "validation", "step": progress.step, "loss": loss, "metrics": {}})
+            loss, accuracy = self.trainer.validate(self.validation, objectives.sft)
+            metrics = {"accuracy": accuracy}
+            self.emit(
+                {"type": "validation", "step": progress.step, "loss": loss, "metrics": metrics}
+            )
         # Without held-out rows the newest is the best there is. Step 0 is the base: measured, never
         # kept, so that a run which only makes it worse ends in a verdict and not in a silent adapter.
         if progress.step == 0:
@@ -226,7 +231,13 @@ class _Loop:
             progress.worse += 1
         patience = self.spec.patience
         progress.stopped = bool(patience and progress.worse >= patience)
-        folder = Path(self.spec.out) / "checkpoints"
+        out = Path(self.spec.out)
+        if self.spec.snapshots and not self.spec.full:
+            # First: a run that goes on from a checkpoint finds its adapter written.
+            _write(
+                self.spec, self.trainer, progress.step, out / "adapters" / f"step-{progress.step}"
+            )
+        folder = out / "checkpoints"
         state = {"trainer": self.trainer.state(), "progress": asdict(progress)}
         if self.trainer.ranks.first:
             checkpoint.save(folder, progress.step, state)
@@ -244,10 +255,9 @@ def _resume(folder: Path, trainer: Trainer, emit: Emit) -> Progress | None:
     return Progress(**state["progress"])
 
 
-def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str) -> None:
-    """The adapter in adapter/, or all weights in model/."""
-    out, name = Path(spec.out), "model" if spec.full else "adapter"
-    scratch = out / f".{name}.partial"
+def _write(spec: TrainSpec, trainer: Trainer, step: int, target: Path) -> None:
+    """The adapter as it is at a step, or all weights, with a card."""
+    scratch = target.with_name(f".{target.name}.partial")
     if trainer.ranks.first:
         # What a kill left behind.
         shutil.rmtree(scratch, ignore_errors=True)
@@ -257,15 +267,15 @@ def _write(spec: TrainSpec, trainer: Trainer, progress: Progress, template: str)
         "base_revision": spec.revision,
         "base_weights": spec.weights_hash,
         "base_note": spec.note,
-        "template": template,
+        "template": trainer.model.template.fingerprint,
         "held_in": held,
         "precision": held if spec.full else "float32 masters",
-        "step": progress.best_step,
+        "step": step,
         **(terms.carry(Path(spec.model), scratch) if trainer.ranks.first else {}),
     }
     trainer.save(scratch, base=spec.name, card=card)
     if trainer.ranks.first:
-        checkpoint.place(scratch, out / name)
+        checkpoint.place(scratch, target)
 
 
 def _flat(rows: Rows) -> list[Chain]:

@@ -1,9 +1,9 @@
-"""Objectives: log-probabilities in, (sum, count, metrics) out. Only the optimiser step divides."""
+"""Objectives: log-probabilities in, (sum, count, hits) out. Only the optimiser step divides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,21 +12,25 @@ from torch import Tensor
 class Branches:
     """The trained tokens of a batch.
 
-    logprobs: (N,) natural logarithms. weight: (N,). branch: (N,) index of each token's chain.
+    logprobs: (N,) natural logarithms. hits: (N,) bool, where no other token is likelier. weight: (N,).
+    branch: (N,) index of each token's chain.
     """
 
     logprobs: Tensor
+    hits: Tensor
     weight: Tensor
     branch: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum over tokens and the count to divide it by, both additive over batches."""
+    """A sum over tokens, the count to divide it by, and how much of that count the model had right;
+    all additive over batches.
+    """
 
     sum: Tensor
     count: float
-    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    hits: float
 
 
 Objective = Callable[[Branches], Loss]
@@ -36,6 +40,8 @@ def sft(branches: Branches) -> Loss:
     """L = - sum_t w_t log p(t) / sum_t w_t: the mean over all trained tokens of a step.
 
     Token-weighted over the whole step, whatever the lengths of its rows (the accumulation trap:
-    transformers pull request 34191).
+    transformers pull request 34191). A token is right where no other is likelier.
     """
-    return Loss(-(branches.weight * branches.logprobs).sum(), float(branches.weight.sum()))
+    weight = branches.weight
+    hits = float((weight * branches.hits).sum())
+    return Loss(-(weight * branches.logprobs).sum(), float(weight.sum()), hits)

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from tunesmith.errors import TrainingError
 from tunesmith.models.kernels import exact
 from tunesmith.models.load import LoadedModel, layers
+from tunesmith.models.logprobs import Scored
 from tunesmith.models.lora import LoRALinear
 from tunesmith.models.template import Chain
 from tunesmith.models.tree import PackedBatch, plant
@@ -133,7 +134,7 @@ class _Root(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, compute: Callable[[], Tensor]) -> Tensor:
+    def forward(self, compute: Callable[[], Scored]) -> Scored:
         """What the computation gives."""
         return compute()
 
@@ -144,11 +145,11 @@ def _gathered(part: Tensor) -> Tensor:
     return part.full_tensor()
 
 
-def _around(root: _Root) -> Callable[[Callable[[], Tensor]], Tensor]:
+def _around(root: _Root) -> Callable[[Callable[[], Scored]], Scored]:
     assert isinstance(root, FSDPModule)
 
-    def run(compute: Callable[[], Tensor]) -> Tensor:
-        out: Tensor = root(compute)
+    def run(compute: Callable[[], Scored]) -> Scored:
+        out: Scored = root(compute)
         if not torch.is_grad_enabled():
             # No backward pass will do it, and weights that are gathered are not gathered again.
             root.reshard()

@@ -25,6 +25,7 @@ class TrainSpec:
         modules_to_save: these as well, by the ends of their paths.
         processes: how many were started to train as one; see train.ranks.
         sharding: `none`, each of them holds the whole model; `full`, its part; see train.sharded.
+        snapshots: the adapter of each checkpoint is kept in adapters/step-N.
         parent: process id that this one dies with; 0 for none.
     """
 
@@ -63,6 +64,7 @@ class TrainSpec:
     note: str = ""
     processes: int = 1
     sharding: str = "none"
+    snapshots: bool = False
     parent: int = 0
 
     def write(self, path: Path) -> None:

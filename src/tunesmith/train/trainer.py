@@ -83,7 +83,7 @@ class Trainer:
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 copy.grad = None
         self._count += loss.count
-        return Loss(loss.sum.detach(), loss.count, loss.metrics)
+        return Loss(loss.sum.detach(), loss.count, loss.hits)
 
     def optim_step(self, lr: float, *, clip: float) -> float:
         """Divide by what all processes counted since the last step, clip, and update.
@@ -119,14 +119,18 @@ class Trainer:
         return norm
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[PackedBatch], objective: Objective) -> float:
-        """The objective's mean over all processes' batches, without dropout, one at a time."""
-        total, count = 0.0, 0.0
+    def validate(self, batches: Iterable[PackedBatch], objective: Objective) -> tuple[float, float]:
+        """The objective's mean over all processes' batches, without dropout, one at a time.
+
+        Returns:
+            The loss and the accuracy.
+        """
+        total, count, hits = 0.0, 0.0, 0.0
         for batch in batches:
             loss = objective(self._branches(batch))
-            total, count = total + float(loss.sum), count + loss.count
-        total, count = self.ranks.total([total, count])
-        return total / count
+            total, count, hits = total + float(loss.sum), count + loss.count, hits + loss.hits
+        total, count, hits = self.ranks.total([total, count, hits])
+        return total / count, hits / count
 
     def save(self, folder: Path, *, base: str, card: Mapping[str, Any]) -> None:
         """Write the adapter in PEFT's format, or the whole model in transformers' own.
@@ -172,8 +176,10 @@ class Trainer:
     def _branches(self, batch: PackedBatch) -> Branches:
         device = self.model.device
         trained = batch.trained
+        scored = self.model.scored(batch)
         return Branches(
-            logprobs=self.model.logprobs(batch),
+            logprobs=scored.logprobs,
+            hits=scored.hits,
             weight=torch.from_numpy(batch.weight[trained]).to(device),
             branch=torch.from_numpy(batch.branch[trained]).to(device),
         )
