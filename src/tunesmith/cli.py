@@ -236,8 +236,14 @@ def serve(
     model: ModelName = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    worker: Annotated[
+        bool, typer.Option(help="Train the jobs that are created, in a worker beside the server.")
+    ] = True,
+    preload: Annotated[
+        bool, typer.Option(help="Load the base before the first request comes.")
+    ] = True,
 ) -> None:
-    """The OpenAI-compatible server: the base and every registered model."""
+    """The OpenAI-compatible server: the base and every registered model, and fine-tuning jobs."""
     import asyncio
 
     from tunesmith.api.app import serve as listen
@@ -250,9 +256,24 @@ def serve(
     with Store.at(home()) as store:
         default = _deployment(store, model or None)
         coming = listen(
-            default, store, logs=home() / "logs", host=host, port=port, announce=announce
+            default,
+            store,
+            logs=home() / "logs",
+            host=host,
+            port=port,
+            announce=announce,
+            worker=worker,
+            preload=preload,
         )
         asyncio.run(coming)
+
+
+@app.command()
+def worker() -> None:
+    """Train the jobs of the store; any number of workers share it. Ctrl-C gives back what is held."""
+    from tunesmith.worker.__main__ import main as work
+
+    raise typer.Exit(work([]))
 
 
 @app.command()

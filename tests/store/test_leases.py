@@ -11,6 +11,7 @@ import pytest
 from tunesmith.store import RegisteredModel, Store
 from tunesmith.store.files import File
 from tunesmith.store.jobs import Job
+from tunesmith.store.leases import Told
 
 LEASE = 30.0
 
@@ -161,7 +162,7 @@ def test_a_lease_that_ran_out_goes_to_another_worker_who_alone_may_write(store: 
     assert (theirs.worker, theirs.attempts) == ("w2", 2)
     assert not store.leases.beat(mine, "w1", LEASE)
     assert store.leases.beat(theirs, "w2", LEASE)
-    store.leases.tell(mine, "w1", "step-1", "Step 1", data={"step": 1})
+    store.leases.tell(mine, "w1", [Told("step-1", "Step 1", data={"step": 1})])
     assert not store.leases.fail(mine, "w1", {"message": "no", "code": "x", "param": None})
     assert messages(store, mine)[-1] == "Fine-tuning job started"
     assert store.leases.claim("w3", train=True, lease=LEASE) is None
@@ -170,7 +171,7 @@ def test_a_lease_that_ran_out_goes_to_another_worker_who_alone_may_write(store: 
 def test_what_is_told_again_after_a_kill_is_told_once(store: Store) -> None:
     taken = running(store, "a")
     for _ in range(2):
-        store.leases.tell(taken, "w1", "step-1", "Step 1/2", data={"step": 1})
+        store.leases.tell(taken, "w1", [Told("step-1", "Step 1/2", data={"step": 1})])
     assert messages(store, taken).count("Step 1/2") == 1
     event = store.jobs.events(taken.id, limit=1).rows[0]
     assert (event.type, event.data) == ("metrics", {"step": 1})

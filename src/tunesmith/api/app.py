@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from tunesmith.serve import engines
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.serve.wire import answer_errors_as_openai, error_body
 from tunesmith.store import Store
+from tunesmith.worker.child import beside
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Names of this machine to itself."""
@@ -77,13 +78,17 @@ async def serve(
     max_rows: int = 32,
     announce: Callable[[str], None],
     command: Sequence[str] = engines.COMMAND,
+    worker: bool = False,
+    preload: bool = True,
 ) -> None:
-    """Serve until a signal; the engine of the default base is up before the first request.
+    """Serve until a signal.
 
     Args:
         logs: folder for the engines' logs.
         port: 0 takes a free one.
         announce: called with the server's URL once it answers.
+        worker: whether jobs are trained, by a worker beside the server.
+        preload: have the engine of the default base up before the first request.
 
     Raises:
         UsageError: the port is taken.
@@ -98,10 +103,12 @@ async def serve(
                 access_log=False,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
-            await router.engine(default)
+            if preload:
+                await router.engine(default)
             shown = f"[{host}]" if ":" in host else host
             announce(f"http://{shown}:{listener.getsockname()[1]}")
-            await uvicorn.Server(config).serve(sockets=[listener])
+            async with beside(logs / "worker.log") if worker else nullcontext():
+                await uvicorn.Server(config).serve(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

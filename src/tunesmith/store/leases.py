@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from tunesmith.store.database import put_once
 from tunesmith.store.files import File
-from tunesmith.store.jobs import Job, JobCheckpoint, JobEvent, Level, Status, one
+from tunesmith.store.jobs import Job, JobCheckpoint, JobEvent, Level, one
 from tunesmith.store.models import RegisteredModel, register
 from tunesmith.store.tables import checkpoints, events, files, jobs
 from tunesmith.store.webhooks import announce
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event to be told. What has its key has been told already."""
+
+    key: str
+    message: str
+    level: Level = "info"
+    data: Mapping[str, Any] | None = None
+    at: float | None = None
+    """Seconds since 1970; None is now."""
 
 
 class Leases:
@@ -58,7 +70,7 @@ class Leases:
             connection.execute(sa.update(jobs).where(jobs.c.id == found).values(taken))
             job = one(connection, found, None)
             if train:
-                _once(connection, found, "started", "Fine-tuning job started")
+                _once(connection, found, Told("started", "Fine-tuning job started"))
         return job
 
     def beat(self, job: Job, worker: str, lease: float) -> bool:
@@ -97,8 +109,8 @@ class Leases:
             "lease_until": None,
             "attempts": 0,
         }
-        said = "Files validated, moving job to queued state"
-        return self._written(job, worker, "validating_files", values, "queued", said)
+        told = Told("queued", "Files validated, moving job to queued state")
+        return self._written(job, worker, values, told)
 
     def fail(self, job: Job, worker: str, error: Mapping[str, Any]) -> bool:
         """End a job that cannot go on."""
@@ -110,9 +122,8 @@ class Leases:
             "worker": None,
             "lease_until": None,
         }
-        return self._written(
-            job, worker, job.status, values, "failed", str(error["message"]), level="error"
-        )
+        told = Told("failed", str(error["message"]), level="error")
+        return self._written(job, worker, values, told)
 
     def progress(self, job: Job, worker: str, *, estimated: float) -> None:
         """Note when the job will be done."""
@@ -120,21 +131,12 @@ class Leases:
         with self._engine.begin() as connection:
             connection.execute(sa.update(jobs).where(own).values(estimated_finish=estimated))
 
-    def tell(
-        self,
-        job: Job,
-        worker: str,
-        key: str,
-        message: str,
-        *,
-        level: Level = "info",
-        data: Mapping[str, Any] | None = None,
-        at: float | None = None,
-    ) -> None:
-        """Add an event of that key, once, while the job is the worker's."""
+    def tell(self, job: Job, worker: str, told: Sequence[Told]) -> None:
+        """Add events, each once, while the job is the worker's."""
         with self._engine.begin() as connection:
             if _owned(connection, job, worker):
-                _once(connection, job.id, key, message, level=level, data=data, at=at)
+                for item in told:
+                    _once(connection, job.id, item)
 
     def saved(
         self, job: Job, worker: str, step: int, metrics: Mapping[str, Any], model: RegisteredModel
@@ -175,27 +177,20 @@ class Leases:
                 return False
             register(connection, model)
             put_once(connection, files, asdict(result))
-            _once(connection, job.id, "model", f"New fine-tuned model created: {model.name}")
-            _once(connection, job.id, "succeeded", "The job has successfully completed")
+            for told in (
+                Told("model", f"New fine-tuned model created: {model.name}"),
+                Told("succeeded", "The job has successfully completed"),
+            ):
+                _once(connection, job.id, told)
             announce(connection, job.project, "fine_tuning.job.succeeded", job.id)
         return True
 
-    def _written(
-        self,
-        job: Job,
-        worker: str,
-        status: Status,
-        values: Mapping[str, Any],
-        key: str,
-        said: str,
-        *,
-        level: Level = "info",
-    ) -> bool:
-        own = _held(job, worker) & (jobs.c.status == status)
+    def _written(self, job: Job, worker: str, values: Mapping[str, Any], told: Told) -> bool:
+        own = _held(job, worker) & (jobs.c.status == job.status)
         with self._engine.begin() as connection:
             if connection.execute(sa.update(jobs).where(own).values(**values)).rowcount != 1:
                 return False
-            _once(connection, job.id, key, said, level=level)
+            _once(connection, job.id, told)
             if values["status"] == "failed":
                 announce(connection, job.project, "fine_tuning.job.failed", job.id)
         return True
@@ -219,23 +214,14 @@ def _derived(prefix: str, job: str, key: str) -> str:
     return prefix + hashlib.sha256(f"{job}/{key}".encode()).hexdigest()[:24]
 
 
-def _once(
-    connection: sa.Connection,
-    job: str,
-    key: str,
-    message: str,
-    *,
-    level: Level = "info",
-    data: Mapping[str, Any] | None = None,
-    at: float | None = None,
-) -> None:
+def _once(connection: sa.Connection, job: str, told: Told) -> None:
     made = JobEvent(
-        _derived("ftevent-", job, key),
+        _derived("ftevent-", job, told.key),
         job,
-        at or time.time(),
-        level,
-        "message" if data is None else "metrics",
-        message,
-        None if data is None else dict(data),
+        told.at or time.time(),
+        told.level,
+        "message" if told.data is None else "metrics",
+        told.message,
+        None if told.data is None else dict(told.data),
     )
     put_once(connection, events, asdict(made))
