@@ -31,7 +31,7 @@ import psutil
 
 from tunesmith.testing import postgresql, tiny_model
 
-ROWS, EPOCHS, BATCH = 24, 3, 4
+ROWS, EPOCHS, BATCH = 16, 2, 4
 LEASE_SECONDS = 2.0
 ROUND_SECONDS = 240.0
 """A round that has not ended by then has lost its job."""
@@ -161,7 +161,7 @@ def job(client: openai.OpenAI, site: Site) -> Ended:
         for numbers in (range(ROWS), range(100, 104))
     )
     created = client.fine_tuning.jobs.create(
-        model=str(site.base),
+        model=site.base.name,
         training_file=file.id,
         validation_file=held.id,
         seed=7,
@@ -196,11 +196,13 @@ def job(client: openai.OpenAI, site: Site) -> Ended:
         created.id,
         (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
         client.files.content(found.result_files[0]).read(),
-        tuple(sorted((data["step"], data["train_loss"]) for data in named if "train_loss" in data)),
+        tuple(
+            sorted((data["step"], data["train_loss"]) for data in named if "valid_loss" not in data)
+        ),
         tuple(sorted(item.step_number for item in checkpoints)),
         tuple(
             sorted(
-                model.id.replace(created.id[7:15], "ID")
+                model.id.replace(created.id[6:14], "ID")
                 for model in client.models.list()
                 if model.id == name or model.id.startswith(f"{name}:")
             )

@@ -53,15 +53,18 @@ class ModelRoutes:
         return self._deployed(await self._registered(name, project))
 
     async def base(self, name: str, project: str) -> str:
-        """The base that a job of that model trains.
+        """The base that a job of that model trains, as fetch.resolve takes it.
 
         Raises:
             Refusal: there is none of that name, or it is tuned already.
         """
         bases = self._folders()
         found = self._settings.base_of(name, self._default.name)
-        if found is not None or name in bases:
-            return found or name
+        wanted = found or name
+        if wanted in bases and wanted not in PACKAGED:
+            return str(bases[wanted].base_folder)
+        if found is not None or wanted in bases:
+            return wanted
         tuned = await asyncio.to_thread(self._store.model, name, project)
         if tuned is not None:
             raise Refusal(
