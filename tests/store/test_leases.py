@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.errors import UsageError
 from tunesmith.store import RegisteredModel, Store
 from tunesmith.store.files import File
 from tunesmith.store.jobs import Job
@@ -111,7 +112,8 @@ def test_pages_are_whole_and_in_order_newest_first(store: Store) -> None:
             break
         after = seen[-1]
     assert seen == [f"ftjob-{number}" for number in range(6, -1, -1)]
-    assert store.jobs.list("default", after="ftjob-unknown").rows == ()
+    with pytest.raises(UsageError, match="no 'ftjob-unknown' in this list"):
+        store.jobs.list("default", after="ftjob-unknown")
 
 
 def test_jobs_are_found_by_metadata_and_by_having_none(store: Store) -> None:

@@ -17,13 +17,21 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunesmith.api.answers import AnswerRoutes
 from tunesmith.api.chat import ChatRoutes
+from tunesmith.api.checkpoints import CheckpointRoutes
+from tunesmith.api.files import FileRoutes
+from tunesmith.api.jobs import JobRoutes
 from tunesmith.api.models import ModelRoutes
+from tunesmith.api.uploads import UploadRoutes
 from tunesmith.errors import UsageError
+from tunesmith.models.fetch import home
 from tunesmith.serve import engines
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.serve.wire import answer_errors_as_openai, error_body
+from tunesmith.settings import Settings
 from tunesmith.store import Store
+from tunesmith.store.blobs import Blobs
 from tunesmith.worker.child import beside
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -57,11 +65,19 @@ def create_app(
 
     app = FastAPI(title="tunesmith", lifespan=lifespan, docs_url=None, redoc_url=None)
     answer_errors_as_openai(app)
-    models = ModelRoutes(default, store)
+    settings, blobs = Settings.read(home()), Blobs(home() / "files")
+    models = ModelRoutes(default, store, settings, home())
     chat = ChatRoutes(models, router, http)
     app.add_api_route("/health", health, methods=["GET"])
-    app.add_api_route("/v1/models", models.list_models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", models.show_model, methods=["GET"])
+    for room in (
+        models,
+        FileRoutes(store, blobs, settings, home()),
+        UploadRoutes(store, blobs, settings),
+        JobRoutes(store, models, settings),
+        CheckpointRoutes(store, models),
+        AnswerRoutes(store, settings),
+    ):
+        app.include_router(room.routes())
     app.add_api_route("/v1/chat/completions", chat.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/logprobs", chat.logprobs, methods=["POST"], response_model=None)
     app.add_middleware(Gate, loopback=loopback)

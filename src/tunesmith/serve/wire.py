@@ -57,9 +57,11 @@ class Refusal(TunesmithError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.param, self.code = status, kind, param, code
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
 
 def _listed(value: object) -> object:
@@ -300,7 +302,7 @@ def answer_errors_as_openai(app: FastAPI) -> None:
     async def answer(_: Request, error: Exception) -> JSONResponse:
         refusal = _as_refusal(error)
         body = error_body(refusal.found, kind=refusal.kind, param=refusal.param, code=refusal.code)
-        return JSONResponse(body, refusal.status)
+        return JSONResponse(body, refusal.status, refusal.headers)
 
     for kind in (TunesmithError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tunesmith.store.database import Page, page
+from tunesmith.store.database import Page, has, page
 from tunesmith.store.tables import completions
 
 
@@ -59,8 +59,7 @@ class Answers:
         wanted = _own(project)
         if model is not None:
             wanted &= completions.c.model == model
-        for name, value in (metadata or {}).items():
-            wanted &= completions.c.metadata[name].as_string() == value
+        wanted &= has(completions.c.metadata, metadata or {}, self._engine.dialect.name)
         with self._engine.begin() as connection:
             rows, more = page(
                 connection, completions, wanted, after=after, limit=limit, ascending=ascending

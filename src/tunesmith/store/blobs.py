@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 ID = re.compile(r"(file-|part_)[A-Za-z0-9]{8,40}")
+JOBS = "jobs"
+"""The folder of the jobs' run folders in TUNESMITH_HOME."""
 UNFINISHED_SECONDS = 86_400
 """How long a write may take before what it left is swept up."""
 
@@ -65,3 +67,9 @@ class Blobs:
                 path.unlink(missing_ok=True)
                 gone += 1
         return gone
+
+
+def remove_copies(home: Path, job_id: str) -> None:
+    """Delete the rows that an ended job's run folder keeps of its files."""
+    for path in (home / JOBS / job_id / "data").glob("*.jsonl"):
+        path.unlink(missing_ok=True)

@@ -76,15 +76,19 @@ def page(
     after: str | None,
     limit: int,
     ascending: bool = False,
-    key: str = "id",
 ) -> tuple[list[dict[str, Any]], bool]:
     """Rows behind the one named `after`, newest first, and whether there are more.
 
-    A row that is no longer there, or not in the list, has nothing behind it.
+    Raises:
+        UsageError: `after` is not in the list (any more): where to go on is not known.
     """
     query = sa.select(table).where(where)
     if after is not None:
-        place = sa.select(table.c.seq).where(table.c[key] == after).scalar_subquery()
+        place = connection.scalar(sa.select(table.c.seq).where(where & (table.c.id == after)))
+        if place is None:
+            raise UsageError(
+                f"there is no {after!r} in this list", expected="the id of one of its entries"
+            )
         query = query.where(table.c.seq > place if ascending else table.c.seq < place)
     order = table.c.seq.asc() if ascending else table.c.seq.desc()
     found = connection.execute(query.order_by(order).limit(limit + 1)).mappings().all()
@@ -99,6 +103,17 @@ def put_once(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any])
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table).values(dict(row)).on_conflict_do_nothing()
     return connection.scalar(statement.returning(table.c.id)) is not None
+
+
+def has(column: sa.Column[Any], pairs: Mapping[str, str], dialect: str) -> sa.ColumnElement[bool]:
+    """Whether the object in a JSON column has these members; their names may be any text."""
+    each = sa.func.json_each_text if dialect == "postgresql" else sa.func.json_each
+    found: list[sa.ColumnElement[bool]] = []
+    for name, value in pairs.items():
+        member = each(column).table_valued("key", "value")
+        named = (member.c.key == name) & (member.c.value == value)
+        found.append(sa.select(sa.literal(1)).select_from(member).where(named).exists())
+    return sa.and_(sa.true(), *found)
 
 
 def alone(connection: sa.Connection, name: str) -> None:

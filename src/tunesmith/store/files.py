@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from tunesmith.store.database import Page, new_id, page
-from tunesmith.store.tables import files, parts, uploads
+from tunesmith.store.database import Page, alone, new_id, page
+from tunesmith.store.jobs import OPEN
+from tunesmith.store.tables import files, jobs, parts, uploads
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 
@@ -62,10 +63,19 @@ class Files:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def add(self, file: File) -> None:
-        """Remember a file whose bytes are in their place."""
+    def add(self, file: File, *, most: int | None = None) -> bool:
+        """Remember a file whose bytes are in their place.
+
+        Args:
+            most: bytes that the project may have. False is returned when it would have more.
+        """
         with self._engine.begin() as connection:
+            if most is not None:
+                alone(connection, f"files {file.project}")
+                if _used(connection, file.project) + file.bytes > most:
+                    return False
             connection.execute(sa.insert(files).values(asdict(file)))
+        return True
 
     def get(self, project: str, file_id: str) -> File | None:
         """A file of the project."""
@@ -103,16 +113,8 @@ class Files:
 
     def used(self, project: str) -> int:
         """Bytes of all files of the project, and of what its uploads hold."""
-        held = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0))
-        coming = sa.select(sa.func.coalesce(sa.func.sum(parts.c.bytes), 0)).join_from(
-            parts, uploads, parts.c.upload == uploads.c.id
-        )
-        open_ = (uploads.c.project == project) & (uploads.c.status == "pending")
         with self._engine.begin() as connection:
-            return int(
-                (connection.scalar(held.where(files.c.project == project)) or 0)
-                + (connection.scalar(coming.where(open_)) or 0)
-            )
+            return _used(connection, project)
 
     def known(self) -> set[str]:
         """Ids of everything whose bytes are still needed: files, and parts of open uploads."""
@@ -124,13 +126,17 @@ class Files:
             )
 
     def expire(self) -> list[str]:
-        """Forget what has expired; the ids whose bytes can go."""
+        """Forget what has expired; the ids whose bytes can go. An open job keeps its files."""
         now = time.time()
+        named = (jobs.c.training_file == files.c.id) | (jobs.c.validation_file == files.c.id)
+        needed = sa.exists().where(named & jobs.c.status.in_(OPEN))
         late = (uploads.c.status == "pending") & (uploads.c.expires_at <= now)
         with self._engine.begin() as connection:
             gone = list(
                 connection.scalars(
-                    sa.delete(files).where(files.c.expires_at <= now).returning(files.c.id)
+                    sa.delete(files)
+                    .where((files.c.expires_at <= now) & ~needed)
+                    .returning(files.c.id)
                 )
             )
             lost = list(
@@ -191,6 +197,18 @@ class Files:
         """Give the upload up; False when it is no longer open."""
         with self._engine.begin() as connection:
             return _end(connection, upload, "cancelled")
+
+
+def _used(connection: sa.Connection, project: str) -> int:
+    held = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0))
+    coming = sa.select(sa.func.coalesce(sa.func.sum(parts.c.bytes), 0)).join_from(
+        parts, uploads, parts.c.upload == uploads.c.id
+    )
+    open_ = (uploads.c.project == project) & (uploads.c.status == "pending")
+    return int(
+        (connection.scalar(held.where(files.c.project == project)) or 0)
+        + (connection.scalar(coming.where(open_)) or 0)
+    )
 
 
 def _end(

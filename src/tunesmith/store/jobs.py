@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from tunesmith.store.database import Page, alone, new_id, page, put_once
+from tunesmith.store.database import Page, alone, has, new_id, page, put_once
 from tunesmith.store.tables import checkpoints, events, jobs, permissions
 from tunesmith.store.webhooks import announce
 
@@ -137,8 +137,7 @@ class Jobs:
     ) -> Page[Job]:
         """Jobs of the project, newest first; those with at least these metadata, or with none."""
         wanted = jobs.c.project == project
-        for name, value in (metadata or {}).items():
-            wanted &= jobs.c.metadata[name].as_string() == value
+        wanted &= has(jobs.c.metadata, metadata or {}, self._engine.dialect.name)
         if bare:
             wanted &= jobs.c.metadata.is_(None)
         with self._engine.begin() as connection:
@@ -158,12 +157,12 @@ class Jobs:
         with self._engine.begin() as connection:
             return {status: count for status, count in connection.execute(query)}  # noqa: C416
 
-    def uses(self, file_id: str) -> bool:
-        """Whether an open job still has to read this file."""
+    def readers(self, file_id: str) -> dict[str, Status]:
+        """Jobs that read this file, or have read it, with their status."""
         named = (jobs.c.training_file == file_id) | (jobs.c.validation_file == file_id)
-        query = sa.select(sa.func.count()).where(named & jobs.c.status.in_(OPEN))
+        query = sa.select(jobs.c.id, jobs.c.status).where(named).order_by(jobs.c.seq)
         with self._engine.begin() as connection:
-            return bool(connection.scalar(query))
+            return {row.id: row.status for row in connection.execute(query)}
 
     def cancel(self, job_id: str, project: str) -> Job | None:
         """End a job that is open; its worker sees it and stops the process."""

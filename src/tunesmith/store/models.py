@@ -120,10 +120,15 @@ class Models:
         return found[0] if found else None
 
     def remove_model(self, name: str, project: str | None = None) -> bool:
-        """Forget a model; its files stay. False when the project has none of that name."""
+        """Forget a model, and who else might use it; its files stay.
+
+        False when the project has none of that name.
+        """
         own = sa.true() if project is None else models.c.project == project
         with self._engine.begin() as connection:
             gone = connection.execute(sa.delete(models).where((models.c.name == name) & own))
+            if gone.rowcount == 1:
+                connection.execute(sa.delete(permissions).where(permissions.c.model == name))
         return gone.rowcount == 1
 
     def _runs(self, condition: sa.ColumnElement[bool]) -> list[Run]:
