@@ -8,8 +8,9 @@ DEV := basedpyright hypothesis import-linter peft pytest pytest-timeout pytest-x
 JOBS ?= 2
 GRID ?= .grid
 ROUNDS ?= 30
+CONTRACT ?= ../shared/contracts/openai-subset.yaml
 
-.PHONY: run test check tour bench oracle grid torture load docs install dev clean
+.PHONY: run test check conform tour bench oracle grid torture load docs install dev clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,9 @@ check: dev  ## format, lint, types, architecture
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
+
+conform: dev  ## schemathesis over the API's contract, on a tiny model
+	$(BIN)/python benchmarks/conform.py $(CONTRACT)
 
 tour: install  ## run the README's tour and write its real output into the README
 	$(BIN)/python docs/tour.py

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.store.blobs import Blobs
+from tunesmith.store.blobs import Blobs, remove_copies
 
 
 def test_bytes_are_there_whole_and_for_their_owner_alone(tmp_path: Path) -> None:
@@ -37,3 +37,13 @@ def test_what_a_kill_left_behind_is_swept_up(tmp_path: Path) -> None:
     assert {path.name for path in blobs.folder.iterdir()} == {
         *("file-aaaaaaaa", "file-cccccccc.partial")
     }
+
+
+def test_the_rows_that_a_job_has_copied_go_and_the_rest_stays(tmp_path: Path) -> None:
+    data = tmp_path / "jobs" / "ftjob-a" / "data"
+    data.mkdir(parents=True)
+    for name in ("train.jsonl", "rejected.jsonl", "other.json"):
+        (data / name).write_text("{}")
+    remove_copies(tmp_path, "ftjob-a")
+    remove_copies(tmp_path, "ftjob-none")
+    assert [path.name for path in data.iterdir()] == ["other.json"]

@@ -7,6 +7,7 @@ import pytest
 
 from tunesmith.store import Store
 from tunesmith.store.files import File, Upload
+from tunesmith.store.jobs import Job
 
 
 @pytest.fixture
@@ -81,3 +82,21 @@ def test_an_upload_whose_time_is_over_is_expired_with_its_parts(store: Store) ->
     assert found.status == "expired"
     assert store.files.expire() == [part.id]
     assert not store.files.cancel(late)
+
+
+def test_a_project_has_only_so_many_bytes(store: Store) -> None:
+    assert store.files.add(file("a", size=5), most=10)
+    assert not store.files.add(file("b", size=6), most=10)
+    assert store.files.add(file("b", size=5), most=10)
+
+
+def test_an_expired_file_waits_for_the_open_job_that_reads_it(store: Store) -> None:
+    store.files.add(file("old", expires=time.time() - 1))
+    method = {"type": "supervised", "supervised": {}}
+    named = ("default", None, "f", "base", "base", "file-x", "file-old", None, 1, method, None)
+    store.jobs.create(Job("ftjob-a", *named, "validating_files", time.time()), most=9)
+    assert store.jobs.readers("file-old") == {"ftjob-a": "validating_files"}
+    assert store.files.expire() == []
+    store.jobs.cancel("ftjob-a", "default")
+    assert store.jobs.readers("file-old") == {"ftjob-a": "cancelled"}
+    assert store.files.expire() == ["file-old"]

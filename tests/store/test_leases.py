@@ -125,6 +125,9 @@ def test_jobs_are_found_by_metadata_and_by_having_none(store: Store) -> None:
     ]
     assert [made.id for made in store.jobs.list("default", bare=True).rows] == ["ftjob-c"]
     assert store.jobs.list("default", metadata={"team": "x", "n": "2"}).rows == ()
+    odd = {"\"$[*]\\'": "é", "]": "%"}
+    created(store, "d", metadata=odd)
+    assert [made.id for made in store.jobs.list("default", metadata=odd).rows] == ["ftjob-d"]
 
 
 def test_another_projects_job_is_not_there(store: Store) -> None:
