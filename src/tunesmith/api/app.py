@@ -79,6 +79,7 @@ def create_app(
     ):
         app.include_router(room.routes())
     app.add_api_route("/v1/chat/completions", chat.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", chat.completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/logprobs", chat.logprobs, methods=["POST"], response_model=None)
     app.add_middleware(Gate, loopback=loopback)
     return app
