@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +17,8 @@ from tunesmith.settings import Settings
 from tunesmith.store import Store
 from tunesmith.store.jobs import Job
 from tunesmith.worker import webhooks
-from tunesmith.worker.webhooks import deliver, deliver_due
+from tunesmith.worker.webhooks import deliver_due
+from tunesmith.worker.worker import Worker
 
 SECRET = f"whsec_{base64.b64encode(b'0123456789abcdef' * 2).decode()}"
 
@@ -86,15 +88,14 @@ def due(store: Store) -> list[float]:
     return [at - time.time() for at in found]
 
 
-def test_the_openai_package_unwraps_what_is_sent(store: Store) -> None:
+def test_the_openai_package_unwraps_what_a_worker_sends(store: Store, tmp_path: Path) -> None:
     async def go() -> None:
         async with listening(200) as listener:
             store.webhooks.add("default", listener.url, SECRET)
             end_a_job(store)
             stop = asyncio.Event()
-            delivering = asyncio.create_task(
-                deliver(store, Settings(private_hosts=("127.0.0.1",)), stop)
-            )
+            worker = Worker(store, tmp_path, Settings(private_hosts=("127.0.0.1",)))
+            delivering = asyncio.create_task(worker.run(stop))
             while not listener.heard or due(store):
                 await asyncio.sleep(0.02)
             stop.set()
