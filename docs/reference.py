@@ -1,4 +1,4 @@
-"""Writes docs/commands.md and docs/recipe.md from the code; `--check` only compares."""
+"""Writes docs/commands.md, recipe.md and settings.md from the code; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from tunesmith.recipe import Recipe
+from tunesmith.settings import Settings
 
 DOCS = Path(__file__).parent
 COMMANDS = (
     *("", "run", "check", "train", "evaluate", "compare", "serve", "chat", "doctor"),
-    *("models", "models pull"),
+    *("models", "models pull", "keys", "keys make", "keys log", "webhooks", "webhooks add"),
 )
 
 
@@ -51,10 +52,28 @@ def recipe() -> str:
     return "\n".join(parts)
 
 
+def settings() -> str:
+    """Every setting of the machine's owner with its default and what it is."""
+    parts = [
+        "# Settings\n",
+        "`settings.yaml` in TUNESMITH_HOME, or environment variables, which go before the file:",
+        "`slots` is `TUNESMITH_SLOTS`. An unknown setting is an error.\n",
+        "| setting | default | |\n|---|---|---|",
+    ]
+    for key, field in Settings.model_fields.items():
+        said = " ".join((field.description or "").split())
+        parts.append(f"| `{key}` | `{field.default!r}` | {said} |")
+    return "\n".join([*parts, ""])
+
+
 def main() -> int:
-    """Write both files, or say which is not as the code has it."""
+    """Write the files, or say which is not as the code has it."""
     stale = 0
-    for name, text in (("commands.md", commands()), ("recipe.md", recipe())):
+    for name, text in (
+        ("commands.md", commands()),
+        ("recipe.md", recipe()),
+        ("settings.md", settings()),
+    ):
         path = DOCS / name
         if "--check" in sys.argv:
             if not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tunesmith.cli_keys import keys_app, webhooks_app
 from tunesmith.cli_models import export, models_app
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.options import (
@@ -45,6 +46,8 @@ app = typer.Typer(
     help="Fine-tune a model on your own examples, and know whether it was worth it.",
 )
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
+app.add_typer(webhooks_app, name="webhooks")
 
 
 @app.command()

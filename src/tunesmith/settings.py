@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     """Requests of one key at once."""
     max_waiting: int = Field(default=256, ge=1)
     """Answers that wait for their turn in one engine."""
+    patience_seconds: float = Field(default=30.0, gt=0)
+    """How long a client may keep the server waiting for a request, or for its answer to be read."""
     completion_days: float = Field(default=30.0, gt=0)
     """How long stored completions are kept."""
     private_hosts: tuple[str, ...] = ()

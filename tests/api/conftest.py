@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ import jsonschema_rs
 import pytest
 import uvicorn
 import yaml
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from openai import AsyncOpenAI, OpenAI
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp
 
 from tunesmith.api.app import create_app, serve
-from tunesmith.api.who import Who
+from tunesmith.api.front import put_before
+from tunesmith.api.listen import listen, server
+from tunesmith.api.logs import Log
+from tunesmith.api.who import who
 from tunesmith.serve.router import Deployment, Router
+from tunesmith.serve.wire import Refusal, answer_errors_as_openai
+from tunesmith.settings import Settings
 from tunesmith.store import Store
 from tunesmith.store.keys import Role
 
@@ -120,8 +126,9 @@ def serving(
         with Store(database) as store, socket.create_server(("127.0.0.1", 0)) as listener:
             (tmp_path / "base").mkdir(exist_ok=True)
             router = Router(logs=tmp_path)
-            app = create_app(router, store, Deployment("base", "base", tmp_path / "base"))
-            server = uvicorn.Server(uvicorn.Config(_known(app, store), log_level="warning"))
+            base = Deployment("base", "base", tmp_path / "base")
+            app = create_app(router, store, base, logs=tmp_path)
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             while not server.started:
@@ -141,20 +148,6 @@ def served(serving: Any, database: str) -> Generator[Served]:
     """The app on an empty database, once of each kind."""
     with serving(database) as served:
         yield served
-
-
-def _known(app: ASGIApp, store: Store) -> ASGIApp:
-    """Who sent a request is known by the key."""
-
-    async def asked(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            secret = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-            key = store.keys.find(secret)
-            if key is not None:
-                scope.setdefault("state", {})["who"] = Who(key.project, key.id, key.role)
-        await app(scope, receive, send)
-
-    return asked
 
 
 @pytest.fixture(scope="session")
@@ -186,3 +179,127 @@ ROWS = b"".join(
 def rows() -> bytes:
     """A training file of ten rows."""
     return ROWS
+
+
+@dataclass
+class Front:
+    """A server of a few routes behind the gate, on a real socket."""
+
+    url: str
+    store: Store
+    log: Path
+    arrived: asyncio.Event
+    """A request has come to /v1/slow."""
+    go_on: asyncio.Event
+    """Lets it be answered."""
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @asynccontextmanager
+    async def connected(
+        self, sent: bytes = b""
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection by hand, on which something has been sent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(sent)
+            yield reader, writer
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+FrontTest = Callable[[Front, httpx.AsyncClient], Awaitable[Any]]
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Callable[..., None]:
+    """Runs a test against a `Front`: front(test, database=URL, loopback=False, slots=2)."""
+
+    def run(test: FrontTest, *, database: str = "", loopback: bool = True, **settings: Any) -> None:
+        async def go() -> None:
+            with (
+                Store(database or f"sqlite:///{tmp_path / 'front.db'}") as store,
+                listen("127.0.0.1", 0) as listener,
+                Log(tmp_path / "logs" / "server.jsonl") as log,
+            ):
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                path = tmp_path / "logs" / "server.jsonl"
+                made = Front(url, store, path, asyncio.Event(), asyncio.Event())
+                app = front_app(made)
+                wanted = Settings(**settings)
+                router = Router(logs=tmp_path)
+                put_before(app, store, wanted, router, loopback=loopback, log=log)
+                running = server(app, patience=wanted.patience_seconds)
+                task = asyncio.create_task(running.serve(sockets=[listener]))
+                try:
+                    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+                        await test(made, http)
+                finally:
+                    running.should_exit = True
+                    await task
+
+        asyncio.run(go())
+
+    return run
+
+
+def front_app(made: Front) -> FastAPI:
+    app = FastAPI()
+    answer_errors_as_openai(app)
+
+    @app.get("/v1/who")
+    async def show(request: Request) -> dict[str, Any]:
+        return asdict(who(request))
+
+    @app.post("/v1/fine_tuning/jobs")
+    async def create(body: dict[str, Any], request: Request) -> dict[str, Any]:
+        return {"id": "ftjob-1", "keys": len(body)}
+
+    @app.post("/v1/files")
+    async def upload(request: Request) -> dict[str, Any]:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > 2**20:
+                raise Refusal("Too large.", status=413)
+        return {"id": "file-1", "bytes": size}
+
+    @app.delete("/v1/files/{file_id}")
+    async def delete(file_id: str) -> dict[str, Any]:
+        return {"id": file_id, "deleted": True}
+
+    @app.post("/v1/files/{file_id}/fail")
+    async def fail(file_id: str) -> None:
+        raise ZeroDivisionError(file_id)
+
+    add_slow_routes(app, made)
+    return app
+
+
+def add_slow_routes(app: FastAPI, made: Front) -> None:
+    @app.post("/v1/slow")
+    async def slow() -> None:
+        made.arrived.set()
+        await made.go_on.wait()
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: dict[str, Any], request: Request) -> dict[str, Any]:
+        if body.get("store"):
+            request.state.subject = "chatcmpl-1"
+        return {"id": "chatcmpl-1"}
+
+    @app.get("/v1/endless")
+    async def endless() -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+
+        return StreamingResponse(chunks())

@@ -46,15 +46,34 @@ def test_only_this_machine_is_answered_on_loopback(
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_server_that_was_put_on_the_network_answers_to_its_names_there(tmp_path: Path) -> None:
-    answer = ask_for_models(tmp_path, {"host": "box.example"}, loopback=False)
-    assert answer.status_code == 200
+def test_a_server_that_was_put_on_the_network_asks_for_a_key_whatever_it_is_called(
+    tmp_path: Path,
+) -> None:
+    with Store.at(tmp_path) as store:
+        secret = store.keys.make("ci", role="read")[1]
+    headers = {"host": "box.example", "authorization": f"Bearer {secret}"}
+    assert ask_for_models(tmp_path, headers, loopback=False).status_code == 200
+    del headers["authorization"]
+    assert ask_for_models(tmp_path, headers, loopback=False).status_code == 401
+
+
+@pytest.mark.parametrize("made", ["no key", "a revoked key"])
+def test_a_server_is_not_put_on_the_network_without_a_key(tmp_path: Path, made: str) -> None:
+    async def go(store: Store) -> None:
+        default = Deployment("base", "base", tmp_path)
+        await serve(default, store, logs=tmp_path, host="0.0.0.0", port=0, announce=print)
+
+    with Store.at(tmp_path) as store:
+        if made == "a revoked key":
+            store.keys.revoke(store.keys.make("ci")[0].id)
+        with pytest.raises(UsageError, match="tunesmith keys make"):
+            asyncio.run(go(store))
 
 
 def ask_for_models(folder: Path, headers: dict[str, str], *, loopback: bool) -> httpx.Response:
     async def go(store: Store) -> httpx.Response:
         router, default = Router(logs=folder), Deployment("base", "base", folder)
-        app = create_app(router, store, default, loopback=loopback)
+        app = create_app(router, store, default, logs=tmp_path, loopback=loopback)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(

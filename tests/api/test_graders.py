@@ -42,12 +42,10 @@ async def chat(*_: object) -> tuple[str | None, Mapping[str, int]]:
 
 
 def app(*, python_graders: bool = False) -> FastAPI:
-    routes = GraderRoutes(None, chat, python_graders=python_graders)
+    routes = GraderRoutes(None, lambda _: chat, python_graders=python_graders)
     app = FastAPI()
     answer_errors_as_openai(app)
-    root = "/v1/fine_tuning/alpha/graders"
-    app.add_api_route(f"{root}/run", routes.run, methods=["POST"])
-    app.add_api_route(f"{root}/validate", routes.validate, methods=["POST"])
+    app.include_router(routes.routes())
     return app
 
 

@@ -51,7 +51,7 @@ def both(fake: ModuleType, tmp_path: Path) -> Run:
             default = Deployment("base", "base", tmp_path)
             router = Router(logs=tmp_path / "logs", command=(sys.executable, str(FAKE)))
             with Store.at(tmp_path / "home") as store:
-                app = api_app.create_app(router, store, default)
+                app = api_app.create_app(router, store, default, logs=tmp_path)
                 async with fake.serving(app) as url:
                     await test(url, await router.engine(default))
 

@@ -58,6 +58,7 @@ def test_an_engine_that_did_not_start_is_not_tried_again_at_once(
 
     async def go() -> None:
         async with Router(logs=tmp_path / "logs", command=command) as router:
+            assert router.ready
             asked = [router.engine(deployment) for _ in range(3)]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             assert all(isinstance(answer, EngineError) for answer in answers)
@@ -65,5 +66,6 @@ def test_an_engine_that_did_not_start_is_not_tried_again_at_once(
             assert log.read_text().count("weights of this model are gone") == 1
             with pytest.raises(EngineError, match="are gone"):
                 await router.engine(deployment)
+            assert not router.ready
 
     asyncio.run(go())

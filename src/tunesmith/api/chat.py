@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import httpx
-from fastapi import Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from tunesmith.api.models import ModelRoutes
+from tunesmith.api.pages import router
+from tunesmith.api.who import Who, who
+from tunesmith.errors import EngineError
+from tunesmith.graders.grading import Chat
 from tunesmith.serve.hangup import EventStream, while_connected
 from tunesmith.serve.router import Router
 from tunesmith.serve.wire import ChatRequest, LogprobsRequest, Refusal, error_body, event
@@ -23,8 +28,10 @@ JSON = "application/json"
 BROKE_OFF = "The engine broke off; it is started again at the next request."
 CHATS = "/v1/chat/completions"
 
-Keep = Callable[[dict[str, Any], dict[str, Any]], Awaitable[None]]
-"""Stores a chat: what was asked, with its metadata, and the `chat.completion` that answered it."""
+Keep = Callable[[Who, dict[str, Any], dict[str, Any]], Awaitable[None]]
+"""Stores a chat: who asked, what, with its metadata, and the `chat.completion` that answered it."""
+Asked = Callable[[dict[str, Any]], Awaitable[None]]
+"""Stores the answer to one request."""
 
 
 class ChatRoutes:
@@ -44,27 +51,38 @@ class ChatRoutes:
     ) -> None:
         self._models, self._router, self._http, self._keep = models, router, http, keep
 
+    def routes(self) -> APIRouter:
+        """The routes."""
+        out = router()
+        for path, endpoint in (
+            ("/chat/completions", self.chat),
+            ("/completions", self.completions),
+            ("/logprobs", self.logprobs),
+        ):
+            out.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+        return out
+
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """POST /v1/chat/completions."""
         payload = body.model_dump(exclude_unset=True)
         asked = dict(payload)
         for name in ("store", "metadata"):
             payload.pop(name, None)
-        keep = self._keep if body.store else None
-        if body.store and keep is None:
+        if body.store and self._keep is None:
             raise Refusal("This server keeps no completions: leave 'store' out.", param="store")
+        keep = partial(self._keep, who(request), asked) if self._keep and body.store else None
         if body.stream:
-            return await self._relay(CHATS, payload, Record(asked, keep) if keep else None)
+            return await self._relay(CHATS, payload, request, Record(asked, keep) if keep else None)
         answer = await self._forward(CHATS, payload, request)
         if keep is not None and answer.status_code == 200:
-            await keep(asked, json.loads(bytes(answer.body)))
+            await keep(json.loads(bytes(answer.body)))
         return answer
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """POST /v1/completions."""
         payload = body.model_dump(exclude_unset=True)
         if body.stream:
-            return await self._relay("/v1/completions", payload)
+            return await self._relay("/v1/completions", payload, request)
         return await self._forward("/v1/completions", payload, request)
 
     async def logprobs(self, body: LogprobsRequest, request: Request) -> Response:
@@ -72,28 +90,51 @@ class ChatRoutes:
         return await self._forward("/v1/logprobs", body.model_dump(exclude_unset=True), request)
 
     async def _forward(self, path: str, payload: dict[str, Any], request: Request) -> Response:
-        answer = await while_connected(request, self._send(path, payload, stream=False))
+        sending = self._send(path, payload, who(request).project, stream=False)
+        answer = await while_connected(request, sending)
         return Response(status_code=499) if answer is None else _passed(answer, answer.content)
 
+    def of(self, project: str) -> Chat:
+        """What a project's graders ask: the models that it may use."""
+
+        async def ask(
+            model: str, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
+        ) -> tuple[str | None, dict[str, int]]:
+            payload = {**arguments, "model": model, "messages": list(messages)}
+            checked = ChatRequest.model_validate(payload).model_dump(exclude_unset=True)
+            answer = await self._send(CHATS, checked, project, stream=False)
+            said = answer.json()
+            if not answer.is_success:
+                raise EngineError(said["error"]["message"])
+            return said["choices"][0]["message"]["content"], said["usage"]
+
+        return ask
+
     async def _relay(
-        self, path: str, payload: dict[str, Any], record: Record | None = None
+        self,
+        path: str,
+        payload: dict[str, Any],
+        request: Request,
+        record: Record | None = None,
     ) -> Response:
         if record is not None:
             options = payload.get("stream_options") or {}
             payload = {**payload, "stream_options": {**options, "include_usage": True}}
-        upstream = await self._send(path, payload, stream=True)
+        upstream = await self._send(path, payload, who(request).project, stream=True)
         if not upstream.is_success:
             return _passed(upstream, await upstream.aread())
         events = _events(upstream) if record is None else record.follow(_events(upstream))
         return EventStream(events, upstream.aclose)
 
-    async def _send(self, path: str, payload: Mapping[str, Any], *, stream: bool) -> httpx.Response:
+    async def _send(
+        self, path: str, payload: Mapping[str, Any], project: str, *, stream: bool
+    ) -> httpx.Response:
         """The engine's answer; the engine is started and given the adapter when need be.
 
         One that refuses the connection has ended, and the request, which it never saw, goes to
         the next one.
         """
-        deployment = await self._models.deployment(payload["model"])
+        deployment = await self._models.deployment(payload["model"], project)
         for _ in range(2):
             # Others wait for the same engine: its start goes on when this client hangs up.
             engine = await asyncio.shield(self._router.engine(deployment))
@@ -114,7 +155,7 @@ class ChatRoutes:
 class Record:
     """A streamed chat put together again while it passes, and kept once it is whole."""
 
-    def __init__(self, asked: dict[str, Any], keep: Keep) -> None:
+    def __init__(self, asked: dict[str, Any], keep: Asked) -> None:
         self._asked, self._keep = asked, keep
         self._state = ChatCompletionStreamState()
         options: dict[str, Any] = asked.get("stream_options") or {}
@@ -128,7 +169,7 @@ class Record:
             for item in whole:
                 if item == b"data: [DONE]":
                     answer = self._state.get_final_completion()
-                    await self._keep(self._asked, _plain(answer.to_dict(mode="json")))
+                    await self._keep(_plain(answer.to_dict(mode="json")))
                 elif self._taken(item):
                     continue
                 yield item + b"\n\n"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from tunesmith.api.pages import router
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ENCODER, ENCODERS
 from tunesmith.serve.encoder_wire import MAX_INPUTS, EmbeddingRequest, read_vectors
@@ -43,6 +44,12 @@ class EmbeddingRoutes:
     def names(self) -> tuple[str, ...]:
         """Names that requests may use."""
         return tuple(self._names)
+
+    def routes(self) -> APIRouter:
+        """The routes."""
+        out = router()
+        out.add_api_route("/embeddings", self.embeddings, methods=["POST"], response_model=None)
+        return out
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
         """POST /v1/embeddings."""

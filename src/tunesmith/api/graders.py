@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunesmith.api.pages import router
+from tunesmith.api.who import who
 from tunesmith.errors import GraderError
 from tunesmith.graders.grading import Chat, Embed, Graded, Sample, Services, grade, require
 from tunesmith.graders.spec import LabelModel, Multi, OpenAIGrader, parse_grader
@@ -50,37 +54,57 @@ class RunRequest(ValidateRequest):
 
 
 class GraderRoutes:
-    """The routes of graders."""
+    """The routes of graders.
 
-    def __init__(self, embed: Embed | None, chat: Chat | None, *, python_graders: bool) -> None:
-        self._services = Services(embed, chat, python_graders)
+    Args:
+        chat: the models that a project may ask.
+    """
 
-    async def run(self, body: RunRequest) -> dict[str, Any]:
+    def __init__(
+        self, embed: Embed | None, chat: Callable[[str], Chat] | None, *, python_graders: bool
+    ) -> None:
+        self._embed, self._chat, self._python = embed, chat, python_graders
+
+    def routes(self) -> APIRouter:
+        """The routes."""
+        out = router()
+        at = "/fine_tuning/alpha/graders"
+        out.add_api_route(f"{at}/run", self.run, methods=["POST"])
+        out.add_api_route(f"{at}/validate", self.validate, methods=["POST"])
+        return out
+
+    async def run(self, body: RunRequest, request: Request) -> dict[str, Any]:
         """The reward of a sample, or the flags of what kept the grader from giving one."""
-        grader = await self._checked(body.grader)
-        graded = await grade(grader, Sample(body.model_sample), body.item, self._services)
+        services = self._services(request)
+        grader = await _checked(body.grader, services)
+        graded = await grade(grader, Sample(body.model_sample), body.item, services)
         return _response(grader, graded)
 
-    async def validate(self, body: ValidateRequest) -> dict[str, Any]:
+    async def validate(self, body: ValidateRequest, request: Request) -> dict[str, Any]:
         """The grader as it was sent, if it is well formed and can run here."""
-        await self._checked(body.grader)
+        await _checked(body.grader, self._services(request))
         return {"grader": body.grader}
 
-    async def _checked(self, value: dict[str, Any]) -> OpenAIGrader:
-        try:
-            grader = parse_grader(value)
-            if isinstance(grader, LabelModel):
-                raise GraderError(
-                    "a label_model grader gives no reward by itself",
-                    path="type",
-                    expected="it among the graders of a multi grader",
-                )
-            # The first python grader waits for a trial of the confinement.
-            await asyncio.to_thread(require, grader, self._services)
-        except GraderError as error:
-            param = ".".join(filter(None, ("grader", error.path)))
-            raise Refusal(str(error), param=param, code="invalid_grader") from None
-        return grader
+    def _services(self, request: Request) -> Services:
+        chat = self._chat(who(request).project) if self._chat else None
+        return Services(self._embed, chat, self._python)
+
+
+async def _checked(value: dict[str, Any], services: Services) -> OpenAIGrader:
+    try:
+        grader = parse_grader(value)
+        if isinstance(grader, LabelModel):
+            raise GraderError(
+                "a label_model grader gives no reward by itself",
+                path="type",
+                expected="it among the graders of a multi grader",
+            )
+        # The first python grader waits for a trial of the confinement.
+        await asyncio.to_thread(require, grader, services)
+    except GraderError as error:
+        param = ".".join(filter(None, ("grader", error.path)))
+        raise Refusal(str(error), param=param, code="invalid_grader") from None
+    return grader
 
 
 def _response(grader: OpenAIGrader, graded: Graded) -> dict[str, Any]:

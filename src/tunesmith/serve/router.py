@@ -94,6 +94,13 @@ class Router:
         """Names of the bases that an engine is up for."""
         return tuple(engine.spec.name for engine in self._engines.values() if engine.alive)
 
+    @property
+    def ready(self) -> bool:
+        """Whether an engine is up, or none has just failed to start."""
+        now = time.monotonic()
+        recent = (now - at < PAUSE_SECONDS for at, _ in self._failed.values())
+        return bool(self.running) or not any(recent)
+
     async def close(self) -> None:
         """Stop every engine."""
         running, self._engines = list(self._engines.values()), {}

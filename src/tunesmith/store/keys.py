@@ -16,6 +16,8 @@ from tunesmith.store.tables import audit, keys, projects
 Role = Literal["admin", "write", "read"]
 DEFAULT = "default"
 """The project of whoever needs no key."""
+PREFIX = "sk-tune-"
+"""How every key begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,12 @@ class Keys:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        # Keys are looked up while others write.
+        self._reading = engine.execution_options(reads=True)
 
     def make(self, name: str, *, project: str = DEFAULT, role: Role = "write") -> tuple[Key, str]:
         """A new key of a project, which is made when it is not there; and the secret itself."""
-        secret = f"sk-tune-{secrets.token_urlsafe(32)}"
+        secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
         with self._engine.begin() as connection:
             known = connection.scalar(sa.select(projects.c.id).where(projects.c.name == project))
             if known is None:
@@ -75,7 +79,7 @@ class Keys:
 
     def projects(self) -> dict[str, str]:
         """Names by id."""
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             rows = connection.execute(sa.select(projects.c.id, projects.c.name))
             return {row.id: row.name for row in rows}
 
@@ -101,7 +105,7 @@ class Keys:
 
     def _keys(self, condition: sa.ColumnElement[bool]) -> list[Key]:
         query = sa.select(keys).where(condition).order_by(keys.c.seq.desc())
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             return [
                 Key(**{name: value for name, value in _own(row).items() if name != "hash"})
                 for row in connection.execute(query).mappings()

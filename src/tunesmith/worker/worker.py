@@ -23,6 +23,7 @@ from tunesmith.store.blobs import Blobs
 from tunesmith.store.jobs import Job
 from tunesmith.worker.process import COMMAND, StepProcess
 from tunesmith.worker.record import Record
+from tunesmith.worker.webhooks import deliver
 
 POLL_SECONDS = 0.5
 """How soon a new job is seen, and that one is cancelled."""
@@ -48,6 +49,7 @@ class Worker:
         """Work until `stop` is set; what is under way is then given back."""
         async with asyncio.TaskGroup() as slots:
             slots.create_task(self._sweep(stop))
+            slots.create_task(deliver(self._store, self._settings, stop))
             slots.create_task(self._slot(stop, train=False, device=None))
             for device in _devices(self._settings.slots):
                 slots.create_task(self._slot(stop, train=True, device=device))

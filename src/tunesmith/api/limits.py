@@ -1,0 +1,210 @@
+"""What a client may ask of the server: how often, how much at once, how large, how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from starlette.types import Message, Receive
+
+from tunesmith.serve.wire import Refusal
+
+DEPTH = 100
+"""Deepest nesting of a body's JSON. A strict schema of OpenAI's has at most ten levels."""
+SLOWEST = 1024
+"""Bytes a second that keep a client's request alive."""
+LINGER_SECONDS = 2.0
+"""How long a refused body is still taken in, so that the client reads the refusal."""
+REMEMBERED = 10_000
+"""Keys and addresses whose rates are kept."""
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", re.DOTALL)
+_LONE = re.compile(rb"\\u[dD][89a-fA-F]|\\u0000")
+
+
+class TooMany(Refusal):
+    """429, with the seconds after which the same request is welcome."""
+
+    def __init__(self, message: str, *, wait: float) -> None:
+        super().__init__(message, status=429, kind="requests", code="rate_limit_exceeded")
+        self.wait = max(1, math.ceil(wait))
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What is left of a rate after a request."""
+
+    limit: int
+    left: float
+    """Requests that may come at once."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """OpenAI's x-ratelimit headers."""
+        reset = (self.limit - self.left) * 60 / self.limit
+        return [
+            (b"x-ratelimit-limit-requests", b"%d" % self.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % self.left),
+            (b"x-ratelimit-reset-requests", b"%.3gs" % reset),
+        ]
+
+
+class Rates:
+    """Requests a minute by name: a token bucket for each, which holds a minute's worth.
+
+    A bucket that nobody has drawn on for a minute is full and need not be remembered; beyond
+    `REMEMBERED` names the ones that drew longest ago are forgotten.
+    """
+
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = limit, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def spend(self, name: str) -> Allowance:
+        """Draw on a bucket.
+
+        Raises:
+            TooMany: it is empty.
+        """
+        now = self._clock()
+        left, at = self._buckets.get(name, (float(self._limit), now))
+        left = min(self._limit, left + (now - at) * self._limit / 60)
+        if left < 1:
+            said = f"Rate limit reached: {self._limit} requests a minute."
+            raise TooMany(said, wait=(1 - left) * 60 / self._limit)
+        self._buckets[name] = (left - 1, now)
+        self._buckets.move_to_end(name)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets.popitem(last=False)
+        return Allowance(self._limit, left - 1)
+
+
+class Places:
+    """Requests at once by name."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, Counter[str]()
+
+    @contextmanager
+    def take(self, name: str) -> Generator[None]:
+        """Hold a place during the block.
+
+        Raises:
+            TooMany: all are taken.
+        """
+        if self._taken[name] >= self._most:
+            raise TooMany(f"Rate limit reached: {self._most} requests at once.", wait=1)
+        self._taken[name] += 1
+        try:
+            yield
+        finally:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]
+
+
+class Body:
+    """A request's body as it comes, from a client that may stall, stop or never end.
+
+    Args:
+        patience: seconds that the server may be kept waiting; every `SLOWEST` bytes that come win
+            one back. Time in which nobody asks for more does not count.
+    """
+
+    def __init__(self, receive: Receive, *, patience: float) -> None:
+        self._receive, self._patience, self._left = receive, patience, patience
+        self.done = False
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            Refusal: 408, the client keeps the server waiting.
+        """
+        if self.done:
+            return await self._receive()
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._left):
+                message = await self._receive()
+        except TimeoutError:
+            said = "The body of the request did not come in time."
+            raise Refusal(said, status=408, code="request_timeout") from None
+        earned = len(message.get("body", b"")) / SLOWEST
+        self._left = min(self._patience, self._left - (time.monotonic() - began) + earned)
+        self.done = not message.get("more_body", False)
+        return message
+
+    async def read(self, most: int) -> bytes | None:
+        """All of it; None when the client has hung up.
+
+        Raises:
+            Refusal: 413, it has more than `most` bytes; 408.
+        """
+        whole = bytearray()
+        while not self.done:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                return None
+            whole += message.get("body", b"")
+            if len(whole) > most:
+                raise too_large(most)
+        return bytes(whole)
+
+    async def drain(self) -> None:
+        """Take in what still comes, for a moment.
+
+        A connection that is closed on unread bytes is reset, and the answer may be lost with it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self.done:
+                    self.done = not (await self._receive()).get("more_body", False)
+
+
+def too_large(most: int) -> Refusal:
+    """413 for a body of more than `most` bytes."""
+    return Refusal(
+        f"The body of the request is larger than {most} bytes.", status=413, code="body_too_large"
+    )
+
+
+def check_json(body: bytes) -> None:
+    """Refuse JSON that parsers or databases stumble over, before anything parses it.
+
+    Raises:
+        Refusal: no UTF-8, nested deeper than `DEPTH`, or with text that is none: half of a
+            surrogate pair, or the character NUL, which PostgreSQL cannot keep.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            f"The body of the request is not valid UTF-8 at byte {error.start}."
+        ) from None
+    if _too_deep(body):
+        raise Refusal(f"The JSON of the request is nested deeper than {DEPTH} levels.")
+    if b"\\u" in body and _LONE.search(_PAIR.sub(b"  ", body.replace(b"\\\\", b"  "))):
+        raise Refusal("The JSON of the request has text with NUL or half a surrogate pair in it.")
+
+
+def _too_deep(body: bytes) -> bool:
+    """Whether brackets outside of strings nest deeper than DEPTH; one pass takes off one level."""
+    if body.count(b"[") + body.count(b"{") <= DEPTH:
+        return False
+    rest = _STRING.sub(b"", body).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(DEPTH):
+        inner = rest.replace(b"[]", b"")
+        if len(inner) == len(rest):
+            # Not balanced, so not JSON; this many open brackets at most are left to the parser.
+            return rest.count(b"[") > DEPTH
+        rest = inner
+    return bool(rest)
