@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunesmith.api.chat import ChatRoutes
 from tunesmith.api.models import ModelRoutes
 from tunesmith.errors import UsageError
-from tunesmith.serve import engines
+from tunesmith.serve.engines import EngineKind
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.serve.wire import answer_errors_as_openai, error_body
 from tunesmith.store import Store
@@ -76,8 +76,9 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     max_rows: int = 32,
+    engine: EngineKind = "local",
     announce: Callable[[str], None],
-    command: Sequence[str] = engines.COMMAND,
+    command: Sequence[str] | None = None,
     worker: bool = False,
     preload: bool = True,
 ) -> None:
@@ -86,6 +87,7 @@ async def serve(
     Args:
         logs: folder for the engines' logs.
         port: 0 takes a free one.
+        engine: what computes.
         announce: called with the server's URL once it answers.
         worker: whether jobs are trained, by a worker beside the server.
         preload: have the engine of the default base up before the first request.
@@ -95,7 +97,7 @@ async def serve(
         EngineError: the engine does not start.
     """
     with _listen(host, port) as listener:
-        async with Router(logs=logs, max_rows=max_rows, command=command) as router:
+        async with Router(logs=logs, kind=engine, max_rows=max_rows, command=command) as router:
             app = create_app(router, store, default, loopback=host in LOOPBACK)
             config = uvicorn.Config(
                 app,
