@@ -348,8 +348,11 @@ def test_models_are_listed_shown_and_forgotten(typed: Typed, finished: Place) ->
     assert listed["smollm2-135m-instruct-q4"]["here"] is False
     code, out, _ = typed("models", "show", finished.tuned, "--json")
     assert json.loads(out)["adapter_folder"] == str(finished.run / "adapter")
+    assert json.loads(out)["engines"]["local"] == "serves it"
+    assert "llama.cpp" in json.loads(out)["engines"]
     code, out, _ = typed("models", "show", "tiny")
     assert code == 0
+    assert re.search(r"engine local +serves it", out)
     assert "weights_hash" in out
     assert typed("models", "remove", "ft:tiny:local:spare:1")[0] == 0
     code, out, _ = typed("models", "list")

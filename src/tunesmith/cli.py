@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -245,6 +245,9 @@ def serve(
     preload: Annotated[
         bool, typer.Option(help="Load the base before the first request comes.")
     ] = True,
+    engine: Annotated[
+        Literal["local", "llama.cpp"], typer.Option(help="What computes: torch, or llama.cpp.")
+    ] = "local",
 ) -> None:
     """The OpenAI-compatible server: the base and every registered model, and fine-tuning jobs."""
     import asyncio
@@ -267,6 +270,7 @@ def serve(
             announce=announce,
             worker=worker,
             preload=preload,
+            engine=engine,
         )
         asyncio.run(coming)
 

@@ -20,11 +20,14 @@ def export(
     model: Annotated[str, typer.Argument(help="The name of a tuned model.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder to be made.")],
     to: Annotated[
-        Literal["adapter", "merged"],
-        typer.Option(help="PEFT's format, or one model with the adapter in its weights."),
+        Literal["adapter", "merged", "gguf"],
+        typer.Option(
+            help="PEFT's format, one model with the adapter in its weights, or llama.cpp's files."
+        ),
     ] = "merged",
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="Of merged weights.")
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option(help="Of merged weights; GGUF has float32 or, as auto, float16."),
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +45,28 @@ def export(
             f"adapter, whose effect is {made['effect']:.2g}",
             markup=False,
         )
+    if "commands" in made:
+        _show_gguf(made)
+
+
+def _show_gguf(made: dict[str, Any]) -> None:
+    merged, off = made.get("merged"), made["off"]
+    if merged:
+        out.print(
+            f"{merged['why']}: the adapter is merged into the weights, {merged['difference']:.2g} "
+            f"nats a token from it, whose effect is {merged['effect']:.2g}",
+            markup=False,
+        )
+    out.print(
+        f"llama.cpp reads the files {off['mean']:.2g} nats a token from the model in float32, at "
+        f"most {off['largest']:.2g} ({off['tokens']} tokens; {off['same']} of {off['answers']} "
+        "answers are the same)"
+        if off
+        else "not measured: that needs llama.cpp (pip install 'tunesmith[llama-cpp]')",
+        markup=False,
+    )
+    for command in made["commands"]:
+        out.print(f"    {command}", markup=False)
 
 
 @models_app.command("list")
@@ -99,14 +124,21 @@ def show_model(name: str, as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from tunesmith.models.fetch import resolve
+    from tunesmith.serve.engines import hindrances
 
     tuned = next((item for item in _registered() if item.name == name), None)
     values: dict[str, Any] = (
         {**asdict(tuned), "licence": _licence(tuned)} if tuned else asdict(resolve(name))
     )
+    base = Path(tuned.base_folder if tuned else values["folder"])
+    adapter = Path(tuned.adapter_folder) if tuned and tuned.adapter_folder else None
+    found = hindrances(base, adapter)
+    values["engines"] = {kind: why or "serves it" for kind, why in found.items()}
     if as_json:
         print_json(values)
         return
+    for kind, why in values.pop("engines").items():
+        values[f"engine {kind}"] = why
     for key, item in values.items():
         out.print(f"{key:>16}  {item}", markup=False)
 

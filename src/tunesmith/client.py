@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 import openai
 from openai import AsyncOpenAI
@@ -158,6 +159,22 @@ class EngineClient(OpenAIChat):
             tuple(value["prompt_token_ids"]),
         )
 
+    async def greedy(
+        self, messages: Sequence[Message], tokens: int, tools: Sequence[Tool] = ()
+    ) -> list[tuple[str, float]]:
+        """The most likely answer's tokens with their natural-log probabilities.
+
+        Raises:
+            EngineError: the engine cannot be reached or refuses.
+        """
+        asked = _request(self.model, messages, SamplingParams(max_tokens=tokens), tools)
+        try:
+            answer = await self._client.chat.completions.create(**asked, logprobs=True)
+        except openai.OpenAIError as error:
+            raise self._failed("a chat completion", error) from error
+        told = answer.choices[0].logprobs
+        return [(entry.token, entry.logprob) for entry in (told and told.content) or ()]
+
     async def logprobs(
         self, messages: Sequence[Message], answer: Message, tools: Sequence[Tool] = ()
     ) -> list[float]:
@@ -178,6 +195,20 @@ async def add_adapter(client: AsyncOpenAI, name: str, folder: str) -> None:
         raise AdapterError(_said(error)) from None
     except openai.OpenAIError as error:
         raise EngineError(f"the engine did not load the adapter {name}: {error}") from error
+
+
+async def remove_adapter(client: AsyncOpenAI, name: str) -> None:
+    """Let an engine process forget an adapter; one that it does not have is fine.
+
+    Raises:
+        EngineError: the engine cannot be reached.
+    """
+    try:
+        await client.delete(f"/adapters/{quote(name)}", cast_to=object)
+    except openai.NotFoundError:
+        return
+    except openai.OpenAIError as error:
+        raise EngineError(f"the engine did not drop the adapter {name}: {error}") from error
 
 
 def _request(

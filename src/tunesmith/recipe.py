@@ -205,8 +205,8 @@ class EvaluateSection(_Section):
 class ServeSection(_Section):
     """How the tuned model answers, and under which name."""
 
-    engine: Literal["local"] = "local"
-    """Which engine serves: `local` is torch in a process of its own."""
+    engine: Literal["local", "llama.cpp"] = "local"
+    """Which engine serves: `local` is torch in a process of its own, `llama.cpp` reads GGUF."""
     suffix: str = Field(default="run", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """The part of the tuned model's name that is yours to choose."""
 

@@ -73,7 +73,7 @@ def test_a_server_is_not_put_on_the_network_without_a_key(tmp_path: Path, made: 
 def ask_for_models(folder: Path, headers: dict[str, str], *, loopback: bool) -> httpx.Response:
     async def go(store: Store) -> httpx.Response:
         router, default = Router(logs=folder), Deployment("base", "base", folder)
-        app = create_app(router, store, default, logs=tmp_path, loopback=loopback)
+        app = create_app(router, store, default, logs=folder, loopback=loopback)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(

@@ -25,7 +25,7 @@ from tunesmith.api.uploads import UploadRoutes
 from tunesmith.errors import UsageError
 from tunesmith.models.catalog import ENCODER
 from tunesmith.models.fetch import home
-from tunesmith.serve import engines
+from tunesmith.serve.engines import EngineKind
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.serve.wire import answer_errors_as_openai
 from tunesmith.settings import Settings
@@ -100,8 +100,9 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     max_rows: int = 32,
+    engine: EngineKind = "local",
     announce: Callable[[str], None],
-    command: Sequence[str] = engines.COMMAND,
+    command: Sequence[str] | None = None,
     worker: bool = False,
     preload: bool = True,
 ) -> None:
@@ -110,6 +111,7 @@ async def serve(
     Args:
         logs: folder for the log of requests, server.jsonl, and for the engines' logs.
         port: 0 takes a free one.
+        engine: what computes.
         announce: called with the server's URL once it answers.
         worker: whether jobs are trained, by a worker beside the server.
         preload: have the engine of the default base up before the first request.
@@ -126,7 +128,7 @@ async def serve(
             remedy="Make one: tunesmith keys make NAME --role write",
         )
     with listen(host, port) as listener, Log(logs / "server.jsonl") as log:
-        async with Router(logs=logs, max_rows=max_rows, command=command) as router:
+        async with Router(logs=logs, kind=engine, max_rows=max_rows, command=command) as router:
             settings = Settings.read(home())
             app = create_app(
                 router, store, default, logs=logs, settings=settings, loopback=loopback, log=log

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from tunesmith.errors import UsageError
+from tunesmith.serve.body import StrictRoute
 from tunesmith.serve.wire import Refusal
 from tunesmith.store.database import Page
 
@@ -64,7 +65,7 @@ class Body(BaseModel):
 
 def router() -> APIRouter:
     """Routes under /v1."""
-    return APIRouter(prefix="/v1", dependencies=[Depends(_no_nul)])
+    return APIRouter(prefix="/v1", dependencies=[Depends(_no_nul)], route_class=StrictRoute)
 
 
 async def turn(call: Callable[[], Page[T]]) -> Page[T]:

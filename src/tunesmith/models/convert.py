@@ -3,7 +3,7 @@
 Weights are widened to bfloat16. With --digits the tokenizer gets back the splitting of numbers
 into digits that the GGUF names (`tokenizer.ggml.pre`) and the generic converter drops. With
 --template FILE a base that ships no chat template gets one; with --stop TOKEN a special token ends
-answers beside eos.
+answers beside eos. The metadata of the GGUF is kept beside the weights, to be written again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from tokenizers import pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
+
+from tunesmith.models.gguf import HEADER, keep_header
 
 
 def convert(
@@ -54,6 +56,7 @@ def convert(
         ids = [_special(tokenizer, token) for token in stops]
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ids]
     model.save_pretrained(out)
+    keep_header(gguf, out / HEADER)
 
 
 def _special(tokenizer: Any, token: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jinja2
 from tokenizers import Tokenizer
@@ -125,7 +125,7 @@ class ChatTemplate:
             )
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTemplate:
+    def load(cls, folder: Path) -> Self:
         """The template of a model folder (tokenizer.json, tokenizer_config.json, config.json)."""
         if (folder / MODULES).is_file():
             raise ModelError(
@@ -158,6 +158,11 @@ class ChatTemplate:
             stops=stops,
             context=_context(config),
         )
+
+    @property
+    def source(self) -> str:
+        """The Jinja2 template in force."""
+        return self._source
 
     @cached_property
     def fingerprint(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TrainingError, UsageError
+from tunesmith.models import gguf
 from tunesmith.recipe import Recipe
 
 ASK_TORCH = """
@@ -45,4 +47,28 @@ def able(recipe: Recipe) -> None:
             "QLoRA on a machine without CUDA",
             expected="CUDA: on the CPU, half of the adapters were seen to get no gradient",
             remedy="Use --set method.adapter=lora; train.activation_checkpointing=true saves memory.",
+        )
+
+
+def servable(recipe: Recipe, base: Path) -> None:
+    """Refuse to train what the engine of the recipe could not serve.
+
+    Args:
+        base: the model's folder.
+
+    Raises:
+        UsageError: llama.cpp is to serve it, and computes something else or has no form for it.
+    """
+    if recipe.serve.engine != "llama.cpp":
+        return
+    method, why = recipe.method, gguf.refusal(base)
+    whole = method.modules_to_save or method.embeddings is True
+    if method.adapter != "full" and (whole or method.adapter != "lora"):
+        kind = "modules trained whole" if whole else f"method.adapter={method.adapter}"
+        why = why or f"{kind} beside a base have no form in GGUF"
+    if why:
+        raise UsageError(
+            f"serve.engine=llama.cpp: {why}",
+            expected="LoRA or rsLoRA on a model that llama.cpp computes",
+            remedy="Use --set serve.engine=local.",
         )

@@ -120,6 +120,7 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
     machine.able(recipe)
     prepare.learnable(recipe)
     model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
+    machine.servable(recipe, model.folder)
     template = ChatTemplate.load(model.folder)
     prepared = prepare.gather(
         recipe.reading,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import secrets
@@ -12,15 +13,21 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith import client
 from tunesmith.client import EngineClient
 from tunesmith.errors import EngineError
+from tunesmith.models import gguf
+from tunesmith.models.catalog import read_card
 from tunesmith.models.lifetime import environment
 
-COMMAND = (sys.executable, "-m", "tunesmith.serve.local")
-"""What runs an engine; the path of its spec follows."""
+EngineKind = Literal["local", "llama.cpp"]
+COMMANDS: Mapping[EngineKind, Sequence[str]] = {
+    "local": (sys.executable, "-m", "tunesmith.serve.local"),
+    "llama.cpp": (sys.executable, "-m", "tunesmith.serve.llamacpp"),
+}
+"""What runs an engine of each kind; the path of its spec follows."""
 START_SECONDS = 300.0
 STOP_SECONDS = 8.0
 
@@ -30,7 +37,7 @@ class EngineSpec:
     """What an engine is to serve.
 
     `name` is what the base is called in requests; `adapters` are loaded at the start; `max_rows`
-    is how many sequences are decoded together.
+    is how many sequences are decoded together; `kind` is what computes.
     """
 
     model: Path
@@ -38,6 +45,18 @@ class EngineSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
     dtype: str = "auto"
     max_rows: int = 32
+    kind: EngineKind = "local"
+
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Weight files of a folder with their sizes and times of change."""
+
+
+def stamp(folder: Path) -> Stamp:
+    """Changes when the weights in a folder do."""
+    files = [file.resolve() for file in sorted(folder.glob("*.safetensors"))]
+    told = [(file, file.stat()) for file in files]
+    return tuple((str(file), found.st_size, found.st_mtime_ns) for file, found in told)
 
 
 class Engine:
@@ -49,7 +68,8 @@ class Engine:
         self.spec, self.url, self.key, self.log = spec, url, key, log
         self._process = process
         self._client = client.connect_engine(url, key)
-        self._adapters = set(spec.adapters)
+        self.weights = stamp(spec.model)
+        self._adapters = {name: stamp(folder) for name, folder in spec.adapters.items()}
         self._lost = False
 
     async def __aenter__(self) -> Engine:
@@ -72,6 +92,10 @@ class Engine:
         """Names of the adapters that it holds."""
         return frozenset(self._adapters)
 
+    def has(self, name: str, folder: Path) -> bool:
+        """Whether it holds the adapter that is in a folder now under that name."""
+        return self._adapters.get(name) == stamp(folder)
+
     def chat(self, model: str | None = None) -> EngineClient:
         """The base (None), or the adapter of that name, as a ChatModel and TextScorer."""
         return EngineClient(self._client, model or self.spec.name)
@@ -83,13 +107,34 @@ class Engine:
             AdapterError: the adapter does not belong to these weights, or is incomplete.
             EngineError: the engine does not answer.
         """
+        found = stamp(folder)
         await client.add_adapter(self._client, name, str(folder.resolve()))
-        self._adapters.add(name)
+        self._adapters[name] = found
+
+    async def remove_adapter(self, name: str) -> None:
+        """Let the engine forget an adapter, whose requests end with an error.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        self._adapters.pop(name, None)
+        await client.remove_adapter(self._client, name)
 
     async def stop(self) -> None:
         """End the process and whatever it started."""
         await self._client.close()
         await _end(self._process)
+
+
+def hindrances(base: Path, adapter: Path | None) -> dict[EngineKind, str]:
+    """Every kind of engine with what keeps it from serving a model; empty where it serves it."""
+    why = gguf.refusal(base)
+    if adapter is not None and not why:
+        four_bits = read_card(adapter).get("held_in") == "nf4"
+        why = "it was trained beside 4 bits" if four_bits else gguf.adapter_refusal(adapter)
+    if importlib.util.find_spec("xllamacpp") is None:
+        why = why or "not installed: pip install 'tunesmith[llama-cpp]'"
+    return {"local": "", "llama.cpp": why}
 
 
 class Engines:
@@ -110,13 +155,14 @@ async def start(
     spec: EngineSpec,
     *,
     log: Path,
-    command: Sequence[str] = COMMAND,
+    command: Sequence[str] | None = None,
     timeout: float = START_SECONDS,
 ) -> Engine:
     """Start an engine process and wait until it answers.
 
     Args:
         log: file that its standard error is appended to.
+        command: what runs it instead of what COMMANDS says.
         timeout: seconds that loading the model may take.
 
     Raises:
@@ -132,7 +178,7 @@ async def start(
         spec_file = Path(folder) / "spec.json"
         spec_file.write_text(json.dumps(_written(spec, key)), encoding="utf-8")
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *(command or COMMANDS[spec.kind]),
             str(spec_file),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
