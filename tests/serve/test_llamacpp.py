@@ -266,8 +266,8 @@ def test_rows_are_as_many_as_memory_holds() -> None:
 def test_nothing_is_scored(template: LlamaTemplate, sampler: LlamaSampler) -> None:
     with pytest.raises(Refusal, match="the local engine has them"):
         template.answer(Message("assistant", "b"))
-    with pytest.raises(EngineError, match="cannot score"):
-        sampler.score([])
+    with pytest.raises(Refusal, match="local engine has them"):
+        sampler.read([])
     assert isinstance(sampler._tokens, queue.SimpleQueue)
 
 

@@ -61,11 +61,7 @@ class LlamaTemplate(ChatTemplate):
         Raises:
             Refusal: always.
         """
-        raise Refusal(
-            "llama.cpp has no log-probabilities of given texts: the local engine has them.",
-            status=501,
-            code="unsupported_by_engine",
-        )
+        raise _unread()
 
 
 class Failed(Refusal):
@@ -149,6 +145,7 @@ class LlamaSampler:
         self._folder, self._base, self._wide = folder, gguf.base(folder, wide=wide), wide
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._slots = slots(config, self.context, max_rows, wide=wide)
+        self.vocabulary = int(config["vocab_size"])
         added = self.template.tokenizer.get_added_tokens_decoder()
         self._special = frozenset(place for place, token in added.items() if token.special)
         self._adapters: dict[str, Path] = {}
@@ -166,6 +163,11 @@ class LlamaSampler:
     def adapters(self) -> tuple[str, ...]:
         """Names that requests may use."""
         return tuple(self._adapters)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that are answered at once."""
+        return self._slots
 
     @property
     def idle(self) -> bool:
@@ -194,14 +196,10 @@ class LlamaSampler:
 
     def submit(self, request: Request) -> None:
         """Queue a request; what llama.cpp cannot do ends it with a refusal."""
-        if request.frequency_penalty or request.presence_penalty:
+        refused = _refused(request)
+        if refused is not None:
             self._active[request.id] = Future()
-            said = "llama.cpp counts the prompt's tokens in 'frequency_penalty' and "
-            said += "'presence_penalty' as well; the local engine counts the answer's."
-            failed = Failed(
-                request.id, said, param="frequency_penalty", code="unsupported_by_engine"
-            )
-            self._tokens.put(failed)
+            self._tokens.put(refused)
             return
         answering = self._answer(request, self._server, self._body(request))
         self._active[request.id] = asyncio.run_coroutine_threadsafe(answering, self._loop)
@@ -229,13 +227,13 @@ class LlamaSampler:
                     del self._active[item.request]
         return out
 
-    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Nothing is scored here: the template refuses before.
+    def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
+        """Refuse.
 
         Raises:
-            EngineError: something was to be scored.
+            Refusal: always.
         """
-        raise EngineError(f"llama.cpp cannot score {len(sequences)} given answers")
+        raise _unread()
 
     def close(self) -> None:
         """Stop llama.cpp; what it still answers is dropped."""
@@ -283,6 +281,7 @@ class LlamaSampler:
             "samplers": ["temperature", "top_p"],
             "temperature": request.temperature,
             "top_p": request.top_p,
+            "logit_bias": [list(pair) for pair in request.bias],
             "seed": SEEDS if request.seed is None else request.seed % SEEDS,
             "n_probs": max(1, request.top_logprobs),
             "return_tokens": True,
@@ -290,3 +289,26 @@ class LlamaSampler:
             # What is kept was computed in other shapes: an answer would depend on those before it.
             "cache_prompt": False,
         }
+
+
+def _unread() -> Refusal:
+    return Refusal(
+        "llama.cpp has no log-probabilities of given texts: the local engine has them.",
+        status=501,
+        code="unsupported_by_engine",
+    )
+
+
+def _refused(request: Request) -> Failed | None:
+    """What llama.cpp does not do as the local engine does."""
+    if request.frequency_penalty or request.presence_penalty:
+        said = (
+            "llama.cpp counts the prompt's tokens in 'frequency_penalty' and 'presence_penalty' as "
+        )
+        said += "well; the local engine counts the answer's."
+        return Failed(request.id, said, param="frequency_penalty", code="unsupported_by_engine")
+    if request.grammar is not None:
+        said = "Answers are held to a schema or to tools by the local engine alone: serve with "
+        said += "--engine local."
+        return Failed(request.id, said, param="response_format", code="unsupported_by_engine")
+    return None

@@ -223,10 +223,17 @@ class SamplerThread:
             deliver(_gone(adapter))
 
     def _read(self, commands: Sequence[_Read]) -> None:
-        if commands:
+        if not commands:
+            return
+        try:
             results = self._sampler.read([command.request for command in commands])
-            for command, result in zip(commands, results, strict=True):
-                command.future.set_result(result)
+        except TunesmithError as error:
+            # An engine that reads no given answers, not one that broke.
+            for command in commands:
+                command.future.set_exception(error)
+            return
+        for command, result in zip(commands, results, strict=True):
+            command.future.set_result(result)
 
     def _shut(self) -> None:
         with self._lock:
