@@ -61,7 +61,11 @@ class Sampling(Protocol):
         ...
 
     def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
-        """Each token of each answer as if it had been sampled."""
+        """Each token of each answer as if it had been sampled.
+
+        Raises:
+            TunesmithError: the sampler cannot tell.
+        """
         ...
 
 
@@ -224,7 +228,12 @@ class SamplerThread:
 
     def _read(self, commands: Sequence[_Read]) -> None:
         if commands:
-            results = self._sampler.read([command.request for command in commands])
+            try:
+                results = self._sampler.read([command.request for command in commands])
+            except TunesmithError as error:
+                for command in commands:
+                    command.future.set_exception(error)
+                return
             for command, result in zip(commands, results, strict=True):
                 command.future.set_result(result)
 
