@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import queue
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,10 +86,37 @@ async def refused(engine: Engine) -> None:
         await said(engine, "base", frequency_penalty=1.0)
     with pytest.raises(EngineError, match=r"501.*the local engine has them"):
         await engine.chat().score([Message("user", "a")], Message("assistant", "b"))
+    with pytest.raises(openai.APIStatusError, match="the local engine has them"):
+        await engine.chat()._client.completions.create(
+            model="base", prompt="abc", max_tokens=0, echo=True, logprobs=1
+        )
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         await said(engine, "nobody")
     with pytest.raises(EngineError, match="maximum context length is 512"):
         await engine.chat().complete([Message("user", "x" * 600)], SamplingParams())
+
+
+async def held(engine: Engine) -> None:
+    """Answers that keep to a schema, to calls and to a bias."""
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    form = {"name": "f", "schema": schema, "strict": True}
+    asked = {"response_format": {"type": "json_schema", "json_schema": form}}
+    answer = await said(engine, "base", **asked)
+    assert json.loads(answer.choices[0].message.content)["a"] in ("x", "y")
+    function = {"name": "look", "parameters": schema, "strict": True}
+    tools = [{"type": "function", "function": function}]
+    answer = await said(engine, "base", tools=tools, tool_choice="required", max_tokens=90,
+                        parallel_tool_calls=False)  # fmt: skip
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look"
+    assert json.loads(call.function.arguments)["a"] in ("x", "y")
+    answer = await said(engine, "base", logit_bias={"65": 100}, max_tokens=3)
+    assert len(set(answer.choices[0].message.content)) == 1
+    text = await engine.chat()._client.completions.create(
+        model="base", prompt="abc", max_tokens=4, temperature=0
+    )
+    assert text.usage.completion_tokens <= 4
 
 
 def test_both_engines_answer_alike_with_and_without_adapters(place: Path) -> None:
@@ -111,6 +138,7 @@ def test_both_engines_answer_alike_with_and_without_adapters(place: Path) -> Non
             cut = await said(engine, "base", stop=[text[4:6]])
             assert cut.choices[0].message.content == text[: text.index(text[4:6])]
             assert cut.choices[0].finish_reason == "stop"
+            await held(engine)
             if kind == "llama.cpp":
                 await refused(engine)
             await engine.remove_adapter("lora")
@@ -263,12 +291,9 @@ def test_rows_are_as_many_as_memory_holds() -> None:
     assert slots(config, 8192 * 64, 4, wide=True) == 1
 
 
-def test_nothing_is_scored(template: LlamaTemplate, sampler: LlamaSampler) -> None:
+def test_nothing_is_scored(sampler: LlamaSampler) -> None:
     with pytest.raises(Refusal, match="the local engine has them"):
-        template.answer(Message("assistant", "b"))
-    with pytest.raises(Refusal, match="local engine has them"):
         sampler.read([])
-    assert isinstance(sampler._tokens, queue.SimpleQueue)
 
 
 @pytest.mark.slow

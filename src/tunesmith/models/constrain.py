@@ -78,7 +78,7 @@ class Vocabulary:
         matcher = LLMatcher(tokens.trie, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise RowError(_first_line(matcher.get_error()))
-        made = Grammar(tokens, matcher, numbers)
+        made = Grammar(grammar, tokens, matcher, numbers)
         _try(made.begin(), 2 if numbers else 1)
         return made
 
@@ -110,9 +110,10 @@ class _Tokens:
 
 
 class Grammar:
-    """A compiled grammar; rows share it and each begins anew."""
+    """A compiled grammar; rows share it and each begins anew. `text` is what it was compiled from."""
 
-    def __init__(self, tokens: _Tokens, matcher: LLMatcher, numbers: bool) -> None:
+    def __init__(self, text: str, tokens: _Tokens, matcher: LLMatcher, numbers: bool) -> None:
+        self.text = text
         self._tokens, self._matcher, self._numbers = tokens, matcher, numbers
 
     def begin(self) -> Constraint:

@@ -37,7 +37,7 @@ SEEDS = 2**32 - 1
 
 
 class LlamaTemplate(ChatTemplate):
-    """The model's template where no given answer can be scored."""
+    """The model's template where tokens have to be told from their text."""
 
     def spelled(self, text: bytes, count: int) -> Sequence[int]:
         """Ids of a piece of an answer that has `count` tokens: its own, or one for each byte."""
@@ -54,14 +54,6 @@ class LlamaTemplate(ChatTemplate):
         ids = [[self.tokenizer.token_to_id(name) for name in names] for names in wanted]
         end = min(self.end_of_turn)
         return [next((i for i in (marked, plain) if i is not None), end) for plain, marked in ids]
-
-    def answer(self, message: Any) -> tuple[int, ...]:
-        """Refuse: only scoring asks for an answer's ids.
-
-        Raises:
-            Refusal: always.
-        """
-        raise _unread()
 
 
 class Failed(Refusal):
@@ -144,15 +136,15 @@ class LlamaSampler:
         self.weights_hash, self.context = weights_hash(folder), self.template.context
         self._folder, self._base, self._wide = folder, gguf.base(folder, wide=wide), wide
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._slots = slots(config, self.context, max_rows, wide=wide)
         self.vocabulary = int(config["vocab_size"])
+        self.max_rows = slots(config, self.context, max_rows, wide=wide)
         added = self.template.tokenizer.get_added_tokens_decoder()
         self._special = frozenset(place for place, token in added.items() if token.special)
         self._adapters: dict[str, Path] = {}
         self._tokens: queue.SimpleQueue[Token | Failed] = queue.SimpleQueue()
         self._active: dict[str, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
-        self._free = asyncio.Semaphore(self._slots)
+        self._free = asyncio.Semaphore(self.max_rows)
         no_limits = httpx.Limits(max_connections=None)
         self._http = httpx.AsyncClient(timeout=None, trust_env=False, limits=no_limits)
         self._server = self._started()
@@ -163,11 +155,6 @@ class LlamaSampler:
     def adapters(self) -> tuple[str, ...]:
         """Names that requests may use."""
         return tuple(self._adapters)
-
-    @property
-    def max_rows(self) -> int:
-        """Rows that are answered at once."""
-        return self._slots
 
     @property
     def idle(self) -> bool:
@@ -196,10 +183,14 @@ class LlamaSampler:
 
     def submit(self, request: Request) -> None:
         """Queue a request; what llama.cpp cannot do ends it with a refusal."""
-        refused = _refused(request)
-        if refused is not None:
+        if request.frequency_penalty or request.presence_penalty:
             self._active[request.id] = Future()
-            self._tokens.put(refused)
+            said = "llama.cpp counts the prompt's tokens in 'frequency_penalty' and "
+            said += "'presence_penalty' as well; the local engine counts the answer's."
+            failed = Failed(
+                request.id, said, param="frequency_penalty", code="unsupported_by_engine"
+            )
+            self._tokens.put(failed)
             return
         answering = self._answer(request, self._server, self._body(request))
         self._active[request.id] = asyncio.run_coroutine_threadsafe(answering, self._loop)
@@ -228,12 +219,16 @@ class LlamaSampler:
         return out
 
     def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
-        """Refuse.
+        """Refuse: llama.cpp tells no log-probability of a given text.
 
         Raises:
             Refusal: always.
         """
-        raise _unread()
+        raise Refusal(
+            "llama.cpp has no log-probabilities of given texts: the local engine has them.",
+            status=501,
+            code="unsupported_by_engine",
+        )
 
     def close(self) -> None:
         """Stop llama.cpp; what it still answers is dropped."""
@@ -254,7 +249,7 @@ class LlamaSampler:
     def _started(self) -> LlamaServer:
         files = tuple(dict.fromkeys(self._adapters.values()))
         return LlamaServer(
-            self._base, files, slots=self._slots, context=self.context, wide=self._wide
+            self._base, files, slots=self.max_rows, context=self.context, wide=self._wide
         )
 
     async def _answer(self, request: Request, server: LlamaServer, body: dict[str, Any]) -> None:
@@ -281,34 +276,13 @@ class LlamaSampler:
             "samplers": ["temperature", "top_p"],
             "temperature": request.temperature,
             "top_p": request.top_p,
-            "logit_bias": [list(pair) for pair in request.bias],
             "seed": SEEDS if request.seed is None else request.seed % SEEDS,
+            "logit_bias": request.bias,
+            # In the words of llguidance, which the wheel is built with.
+            "grammar": f"%llguidance {{}}\n{request.grammar.text}" if request.grammar else "",
             "n_probs": max(1, request.top_logprobs),
             "return_tokens": True,
             "stream": True,
             # What is kept was computed in other shapes: an answer would depend on those before it.
             "cache_prompt": False,
         }
-
-
-def _unread() -> Refusal:
-    return Refusal(
-        "llama.cpp has no log-probabilities of given texts: the local engine has them.",
-        status=501,
-        code="unsupported_by_engine",
-    )
-
-
-def _refused(request: Request) -> Failed | None:
-    """What llama.cpp does not do as the local engine does."""
-    if request.frequency_penalty or request.presence_penalty:
-        said = (
-            "llama.cpp counts the prompt's tokens in 'frequency_penalty' and 'presence_penalty' as "
-        )
-        said += "well; the local engine counts the answer's."
-        return Failed(request.id, said, param="frequency_penalty", code="unsupported_by_engine")
-    if request.grammar is not None:
-        said = "Answers are held to a schema or to tools by the local engine alone: serve with "
-        said += "--engine local."
-        return Failed(request.id, said, param="response_format", code="unsupported_by_engine")
-    return None

@@ -61,7 +61,11 @@ class Sampling(Protocol):
         ...
 
     def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
-        """Each token of each answer as if it had been sampled."""
+        """Each token of each answer as if it had been sampled.
+
+        Raises:
+            TunesmithError: the sampler cannot tell.
+        """
         ...
 
 
@@ -223,17 +227,15 @@ class SamplerThread:
             deliver(_gone(adapter))
 
     def _read(self, commands: Sequence[_Read]) -> None:
-        if not commands:
-            return
-        try:
-            results = self._sampler.read([command.request for command in commands])
-        except TunesmithError as error:
-            # An engine that reads no given answers, not one that broke.
-            for command in commands:
-                command.future.set_exception(error)
-            return
-        for command, result in zip(commands, results, strict=True):
-            command.future.set_result(result)
+        if commands:
+            try:
+                results = self._sampler.read([command.request for command in commands])
+            except TunesmithError as error:
+                for command in commands:
+                    command.future.set_exception(error)
+                return
+            for command, result in zip(commands, results, strict=True):
+                command.future.set_result(result)
 
     def _shut(self) -> None:
         with self._lock:
