@@ -108,6 +108,7 @@ class ParsedText:
 
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
+_DECODER = json.JSONDecoder()
 
 
 def write_tool_calls(calls: Sequence[ToolCall]) -> str:
@@ -134,28 +135,35 @@ def read_tool_calls(text: str) -> ParsedText:
     rest = text
     while CALL_OPEN in rest:
         before, _, after = rest.partition(CALL_OPEN)
-        body, closed, rest = after.partition(CALL_CLOSE)
-        call = _read_call(body, len(calls)) if closed else None
-        if call is None:
+        found = _read_call(after, len(calls))
+        if found is None:
+            body, closed, rest = after.partition(CALL_CLOSE)
             prose.append(before + CALL_OPEN + body + closed)
         else:
             prose.append(before)
-            calls.append(call)
+            calls.append(found[0])
+            rest = found[1]
     prose.append(rest)
     content = "".join(prose).strip() if calls else text
     return ParsedText(content or None, tuple(calls))
 
 
-def _read_call(body: str, index: int) -> ToolCall | None:
+def _read_call(after: str, index: int) -> tuple[ToolCall, str] | None:
+    """The call that a text begins with, up to its closing mark, and what follows."""
+    body = after.lstrip()
+    value: Any
     try:
-        value: Any = json.loads(body)
-    except json.JSONDecodeError:
+        value, end = _DECODER.raw_decode(body)
+    except (ValueError, RecursionError):
+        return None
+    closing = body[end:].lstrip()
+    if not closing.startswith(CALL_CLOSE):
         return None
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", {})
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(f"call_{index}", value["name"], text)
+    return ToolCall(f"call_{index}", value["name"], text), closing.removeprefix(CALL_CLOSE)
 
 
 def to_openai(message: Message) -> dict[str, Any]:

@@ -69,9 +69,13 @@ def test_errors_of_the_engine_pass_as_they_are(api: Any, stream: bool) -> None:
         with pytest.raises(openai.NotFoundError) as unknown:
             await client.chat.completions.create(model="no", messages=user("x"), stream=stream)
         assert unknown.value.code == "model_not_found"
-        with pytest.raises(openai.BadRequestError, match="'logit_bias' is not supported"):
+        with pytest.raises(openai.BadRequestError, match="no token 258"):
             await client.chat.completions.create(
-                model="base", messages=user("x"), logit_bias={"5": 1}, stream=stream
+                model="base", messages=user("x"), logit_bias={"258": 1}, stream=stream
+            )
+        with pytest.raises(openai.BadRequestError, match="keeps no completions"):
+            await client.chat.completions.create(
+                model="base", messages=user("x"), store=True, stream=stream
             )
 
     api(test)

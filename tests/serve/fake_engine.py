@@ -34,10 +34,15 @@ if __name__ == "__main__":
     of_sampling = [("temperature", float), ("top_p", float), ("seed", int), ("top_logprobs", int)]
     of_sampling += [("frequency_penalty", float), ("presence_penalty", float)]
     values.Request = make_dataclass(
-        "Request", [("id", str), *of_prompt, ("max_tokens", int), *of_sampling, ("adapter", str)]
+        "Request",
+        [
+            *(("id", str), *of_prompt, ("max_tokens", int), *of_sampling, ("adapter", str)),
+            *(("bias", tuple), ("grammar", object)),
+        ],
     )
     values.ScoreRequest = make_dataclass(
-        "ScoreRequest", [*of_prompt, ("answer", ids), ("adapter", str)]
+        "ScoreRequest",
+        [*of_prompt, ("answer", ids), ("adapter", str), ("top_logprobs", int, field(default=0))],
     )
     values.Token = make_dataclass("Token", ["request", "id", "logprob", "top", "finish"])
     sys.modules[values.__name__] = values
@@ -66,6 +71,7 @@ def byte_template(context: int) -> ChatTemplate:
 class FakeModel:
     template: ChatTemplate
     weights_hash: str = "ab" * 32
+    vocabulary: int = 258
 
     @property
     def context(self) -> int:
@@ -114,9 +120,15 @@ class FakeSampler:
                 del self.rows[token.request]
         return out
 
-    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+    def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
         self.score_calls.append(len(sequences))
-        return [[-0.5 * place for place in range(len(item.answer))] for item in sequences]
+        return [
+            [
+                Token("", token, -0.5 * place, ((token, -0.5 * place),)[: item.top_logprobs], None)
+                for place, token in enumerate(item.answer)
+            ]
+            for item in sequences
+        ]
 
     def _next(self, request: Request, left: list[int]) -> Token:
         chosen = left.pop(0)

@@ -49,10 +49,10 @@ def test_answers_that_are_scored_at_once_are_scored_together(fake: ModuleType) -
 
     async def go() -> list[list[float]]:
         asked = [ScoreRequest((), (1,), (2, 3), None) for _ in range(5)]
-        waiting = [asyncio.create_task(thread.score(item)) for item in asked]
+        waiting = [asyncio.create_task(thread.read(item)) for item in asked]
         await asyncio.sleep(0)
         thread.start()
-        return await asyncio.gather(*waiting)
+        return [[token.logprob for token in answer] for answer in await asyncio.gather(*waiting)]
 
     assert asyncio.run(go()) == [[0.0, -0.5]] * 5
     assert sampler.score_calls == [5]
@@ -67,7 +67,7 @@ def test_a_request_for_an_adapter_that_is_gone_is_refused_not_sampled(fake: Modu
 
     async def go() -> None:
         with pytest.raises(EngineError, match="removed or replaced"):
-            await thread.score(ScoreRequest((), (1,), (2,), "gone"))
+            await thread.read(ScoreRequest((), (1,), (2,), "gone"))
 
     thread.start()
     asyncio.run(go())

@@ -8,9 +8,14 @@ from fastapi.testclient import TestClient
 
 from tunesmith.chat import Message, SamplingParams, ToolCall
 from tunesmith.errors import AdapterError, EngineError, RowError, TunesmithError
-from tunesmith.serve.wire import ChatRequest, WireMessage, answer_errors_as_openai
+from tunesmith.serve.wire import ChatRequest, Refusal, WireMessage, answer_errors_as_openai
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +44,24 @@ def client() -> TestClient:
         ({"n": True}, "should be a valid integer, found True", "n"),
         ({"messages": []}, "at least 1 item", "messages"),
         ({"stop": list("abcde")}, "at most 4 items", "stop"),
-        ({"response_format": {"type": "json_object"}}, "not supported", "response_format"),
-        ({"logit_bias": {"5": 1}}, "not supported", "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "should be 'text'", "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "goes with", "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "should match pattern",
+            "response_format.json_schema.name",
+        ),
+        ({"logit_bias": {"x": 1}}, "should match pattern", "logit_bias.x.[key]"),
+        ({"logit_bias": {"5": 101}}, "less than or equal to 100", "logit_bias.5"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "at most 16 pairs", "metadata"),
+        ({"metadata": {"k": "v" * 513}}, "at most 512 characters", "metadata.k"),
+        ({"reasoning_effort": "high"}, "not supported", "reasoning_effort"),
         ({"presence_penalty": 2.5}, "less than or equal to 2", "presence_penalty"),
-        ({"parallel_tool_calls": False}, "not supported", "parallel_tool_calls"),
-        ({"store": True}, "not supported", "store"),
         ({"functions": [{"name": "f"}]}, "not supported", "functions"),
-        ({"tool_choice": "required"}, "should be 'auto' or 'none'", "tool_choice"),
+        ({"tool_choice": "always"}, "should be 'none', 'auto', 'required'", "tool_choice"),
+        ({"tool_choice": "required"}, "needs 'tools'", "tool_choice"),
+        ({"tool_choice": NAMED, "tools": [tool("other")]}, "'f' is not among", "tool_choice"),
+        ({"tools": [tool("f"), tool("f")]}, "same name", "tools"),
         ({"top_logprobs": 2}, "needs 'logprobs'", "top_logprobs"),
         ({"stream_options": {}}, "needs 'stream'", "stream_options"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "say the same", "max_tokens"),
@@ -78,10 +94,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 def test_arguments_that_ask_for_nothing_pass_and_are_not_forwarded(client: TestClient) -> None:
     neutral = {
         "modalities": ["text"],
-        "response_format": {"type": "text"},
-        "logit_bias": None,
+        "function_call": "auto",
+        "prediction": {"type": "content", "content": "x"},
+        "service_tier": "auto",
         "user": "someone",
-        "store": False,
     }
     assert client.post("/chat", json={**ASKED, **neutral}).json() == ASKED
 
@@ -140,3 +156,25 @@ def test_a_tool_is_offered_as_it_was_written() -> None:
 def test_only_tool_turns_name_a_call() -> None:
     with pytest.raises(ValueError, match="tool_call_id"):
         WireMessage.model_validate({"role": "tool", "content": "3"})
+
+
+def test_what_is_asked_is_forwarded_in_the_words_it_was_asked_in() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    asked = {
+        **ASKED,
+        "response_format": form,
+        "tools": [tool("f")],
+        "tool_choice": NAMED,
+        "logit_bias": {"5": -100},
+        "store": True,
+        "metadata": {"k": "v"},
+    }
+    assert ChatRequest.model_validate(asked).model_dump(exclude_unset=True) == asked
+
+
+def test_a_nucleus_of_nothing_is_the_likeliest_token() -> None:
+    assert 0 < ChatRequest.model_validate({**ASKED, "top_p": 0}).params().top_p < 1e-6
+
+
+def test_a_refusal_may_say_when_to_come_again() -> None:
+    assert Refusal("later", status=429, retry_after=3).headers == {"retry-after": "3"}

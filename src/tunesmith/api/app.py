@@ -63,6 +63,7 @@ def create_app(
     app.add_api_route("/v1/models", models.list_models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", models.show_model, methods=["GET"])
     app.add_api_route("/v1/chat/completions", chat.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", chat.completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/logprobs", chat.logprobs, methods=["POST"], response_model=None)
     app.add_middleware(Gate, loopback=loopback)
     return app

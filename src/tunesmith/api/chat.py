@@ -1,37 +1,71 @@
-"""Chat completions and log-probabilities, forwarded to the engine that has the weights."""
+"""Chats, completions and log-probabilities, forwarded to the engine that has the weights."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import Response
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from tunesmith.api.models import ModelRoutes
-from tunesmith.serve.hangup import while_connected
+from tunesmith.serve.hangup import EventStream, while_connected
 from tunesmith.serve.router import Router
 from tunesmith.serve.wire import ChatRequest, LogprobsRequest, Refusal, error_body, event
+from tunesmith.serve.wire_text import CompletionRequest
 
 JSON = "application/json"
 BROKE_OFF = "The engine broke off; it is started again at the next request."
+CHATS = "/v1/chat/completions"
+
+Keep = Callable[[dict[str, Any], dict[str, Any]], Awaitable[None]]
+"""Stores a chat: what was asked, with its metadata, and the `chat.completion` that answered it."""
 
 
 class ChatRoutes:
-    """The routes that need an engine."""
+    """The routes that need an engine.
 
-    def __init__(self, models: ModelRoutes, router: Router, http: httpx.AsyncClient) -> None:
-        self._models, self._router, self._http = models, router, http
+    Args:
+        keep: called with each answered chat that is to be stored; without it, none can be.
+    """
+
+    def __init__(
+        self,
+        models: ModelRoutes,
+        router: Router,
+        http: httpx.AsyncClient,
+        *,
+        keep: Keep | None = None,
+    ) -> None:
+        self._models, self._router, self._http, self._keep = models, router, http, keep
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """POST /v1/chat/completions."""
         payload = body.model_dump(exclude_unset=True)
+        asked = dict(payload)
+        for name in ("store", "metadata"):
+            payload.pop(name, None)
+        keep = self._keep if body.store else None
+        if body.store and keep is None:
+            raise Refusal("This server keeps no completions: leave 'store' out.", param="store")
         if body.stream:
-            return await self._relay(payload)
-        return await self._forward("/v1/chat/completions", payload, request)
+            return await self._relay(CHATS, payload, Record(asked, keep) if keep else None)
+        answer = await self._forward(CHATS, payload, request)
+        if keep is not None and answer.status_code == 200:
+            await keep(asked, json.loads(bytes(answer.body)))
+        return answer
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """POST /v1/completions."""
+        payload = body.model_dump(exclude_unset=True)
+        if body.stream:
+            return await self._relay("/v1/completions", payload)
+        return await self._forward("/v1/completions", payload, request)
 
     async def logprobs(self, body: LogprobsRequest, request: Request) -> Response:
         """POST /v1/logprobs."""
@@ -39,15 +73,19 @@ class ChatRoutes:
 
     async def _forward(self, path: str, payload: dict[str, Any], request: Request) -> Response:
         answer = await while_connected(request, self._send(path, payload, stream=False))
-        if answer is None:
-            return Response(status_code=499)
-        return Response(answer.content, answer.status_code, media_type=JSON)
+        return Response(status_code=499) if answer is None else _passed(answer, answer.content)
 
-    async def _relay(self, payload: dict[str, Any]) -> Response:
-        upstream = await self._send("/v1/chat/completions", payload, stream=True)
-        if upstream.is_success:
-            return _Relay(upstream)
-        return Response(await upstream.aread(), upstream.status_code, media_type=JSON)
+    async def _relay(
+        self, path: str, payload: dict[str, Any], record: Record | None = None
+    ) -> Response:
+        if record is not None:
+            options = payload.get("stream_options") or {}
+            payload = {**payload, "stream_options": {**options, "include_usage": True}}
+        upstream = await self._send(path, payload, stream=True)
+        if not upstream.is_success:
+            return _passed(upstream, await upstream.aread())
+        events = _events(upstream) if record is None else record.follow(_events(upstream))
+        return EventStream(events, upstream.aclose)
 
     async def _send(self, path: str, payload: Mapping[str, Any], *, stream: bool) -> httpx.Response:
         """The engine's answer; the engine is started and given the adapter when need be.
@@ -73,22 +111,57 @@ class ChatRoutes:
         raise Refusal(BROKE_OFF, status=502, kind="server_error", code="engine_failed")
 
 
-class _Relay(StreamingResponse):
-    """An engine's events passed on as they come; the engine hears when the client hangs up."""
+class Record:
+    """A streamed chat put together again while it passes, and kept once it is whole."""
 
-    def __init__(self, upstream: httpx.Response) -> None:
-        super().__init__(
-            _events(upstream),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store"},
-        )
-        self._upstream = upstream
+    def __init__(self, asked: dict[str, Any], keep: Keep) -> None:
+        self._asked, self._keep = asked, keep
+        self._state = ChatCompletionStreamState()
+        options: dict[str, Any] = asked.get("stream_options") or {}
+        self._usage_asked = bool(options.get("include_usage"))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def follow(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The events as they come, without the usage that only the record asked for."""
+        rest = b""
+        async for chunk in chunks:
+            *whole, rest = (rest + chunk).split(b"\n\n")
+            for item in whole:
+                if item == b"data: [DONE]":
+                    answer = self._state.get_final_completion()
+                    await self._keep(self._asked, _plain(answer.to_dict(mode="json")))
+                elif self._taken(item):
+                    continue
+                yield item + b"\n\n"
+
+    def _taken(self, item: bytes) -> bool:
+        """Whether an event is the record's alone."""
         try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._upstream.aclose()
+            value: Any = json.loads(item.removeprefix(b"data: "))
+        except ValueError:
+            # The engine broke off within it.
+            return False
+        if "error" in value:
+            return False
+        self._state.handle_chunk(ChatCompletionChunk.model_validate(value))
+        return not value["choices"] and not self._usage_asked
+
+
+def _plain(answer: dict[str, Any]) -> dict[str, Any]:
+    """Without what the openai package adds to an answer."""
+    for choice in answer["choices"]:
+        message = choice["message"]
+        message.pop("parsed", None)
+        for call in message.get("tool_calls") or ():
+            call.pop("index", None)
+            call["function"].pop("parsed_arguments", None)
+    return answer
+
+
+def _passed(upstream: httpx.Response, content: bytes) -> Response:
+    """An engine's answer as ours, with what it says of when to come again."""
+    again = upstream.headers.get("retry-after")
+    headers = None if again is None else {"retry-after": again}
+    return Response(content, upstream.status_code, headers, JSON)
 
 
 async def _events(upstream: httpx.Response) -> AsyncIterator[bytes]:

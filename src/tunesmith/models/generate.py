@@ -22,18 +22,26 @@ from torch import Tensor
 
 from tunesmith.errors import AdapterError
 from tunesmith.models.cache import BLOCK
+from tunesmith.models.constrain import Constraint, Grammar
 from tunesmith.models.draw import draw, penalised
 from tunesmith.models.kernels import exact
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.passes import passes
 
+Finish = Literal["stop", "length", "failed"]
+"""Why an answer ends: its turn did, it was cut, or its grammar cannot be followed any further."""
 ADMIT = 2048
 """Most prompt tokens that are taken in between two decode steps, so that others do not stall."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to be sampled; `prefix + prompt` are its ids."""
+    """One answer to be sampled; `prefix + prompt` are its ids.
+
+    Attributes:
+        bias: (token, what is added to its logit) pairs.
+        grammar: what the answer is held to.
+    """
 
     id: str
     prefix: tuple[int, ...]
@@ -46,11 +54,13 @@ class Request:
     presence_penalty: float = 0.0
     top_logprobs: int = 0
     adapter: str | None = None
+    bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One sampled token. `logprob` is the model's own, before penalties, temperature and top_p.
+    """One sampled token. `logprob` is the model's own: before penalties, bias, grammar and draw.
 
     finish is "stop" when the token ends the turn (it is not text), "length" at max_tokens.
     """
@@ -59,17 +69,18 @@ class Token:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    finish: Literal["stop", "length"] | None
+    finish: Finish | None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """An answer whose log-probability is asked for."""
+    """An answer whose log-probability is asked for, with the likeliest tokens in its places."""
 
     prefix: tuple[int, ...]
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     adapter: str | None = None
+    top_logprobs: int = 0
 
 
 @dataclass(slots=True)
@@ -78,8 +89,11 @@ class _Row:
 
     request: Request
     generator: torch.Generator
+    constraint: Constraint | None
+    bias: tuple[Tensor, Tensor] | None
     last: int = -1
     made: int = 0
+    failed: bool = False
     counts: Counter[int] = field(default_factory=Counter[int])
     """How often each token was sampled, for the penalties."""
 
@@ -178,21 +192,28 @@ class Sampler:
         return out
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Log-probability of each token of each answer, on the path that answers take.
+    def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
+        """Each token of each answer as if it had been sampled, on the path that answers take.
 
         Raises:
             ModelError: prompt and answer are longer than the context.
         """
         for item in sequences:
             self.model.check_length(len(item.prefix) + len(item.prompt) + len(item.answer))
-        out: list[list[float]] = []
+        out: list[list[Token]] = []
         for item, hidden in zip(sequences, self._passes.score(sequences), strict=True):
             logits = exact(self._logits(hidden, [item.adapter] * len(item.answer)))
             wanted = torch.tensor(item.answer, device=logits.device)
-            picked = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(1)
-            out.append([float(value) for value in picked])
+            total = logits.logsumexp(1)
+            picked = (logits.gather(1, wanted[:, None]).squeeze(1) - total).tolist()
+            tops = _top(logits, total, [item.top_logprobs] * len(item.answer))
+            said = zip(item.answer, picked, tops, strict=True)
+            out.append([Token("", token, logprob, top, None) for token, logprob, top in said])
         return out
+
+    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+        """Log-probability of each token of each answer; see `read`."""
+        return [[token.logprob for token in answer] for answer in self.read(sequences)]
 
     def _admit(self) -> list[_Row]:
         joined: list[_Row] = []
@@ -212,12 +233,21 @@ class Sampler:
                 generator.seed()
             else:
                 generator.manual_seed(seed % 2**63)
-            row = _Row(request, generator)
+            grammar = request.grammar
+            row = _Row(
+                request, generator, grammar.begin() if grammar else None, self._bias(request)
+            )
             self._rows.append(row)
             joined.append(row)
             tokens += len(request.prompt)
         self._waiting.extendleft(free)
         return joined
+
+    def _bias(self, request: Request) -> tuple[Tensor, Tensor] | None:
+        if not request.bias:
+            return None
+        tokens, values = (torch.tensor(x) for x in zip(*request.bias, strict=True))
+        return tokens.to(self.model.device), values.to(self.model.device)
 
     def _logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """Logits of some rows, each by its adapter's head, in passes of one size."""
@@ -236,7 +266,7 @@ class Sampler:
     def _sample(self, rows: Sequence[_Row], hidden: Tensor) -> list[Token]:
         """The next token of each row, from its last hidden state (rows, width)."""
         logits = exact(self._logits(hidden, [row.request.adapter for row in rows]))
-        total = logits.logsumexp(1, keepdim=True)
+        total = logits.logsumexp(1)
         asked = [row.request for row in rows]
         wanted = penalised(
             logits,
@@ -247,31 +277,46 @@ class Sampler:
         )
         chosen = wanted.argmax(1).tolist()
         for place, (row, request) in enumerate(zip(rows, asked, strict=True)):
-            if request.temperature > 0:
-                chosen[place] = draw(
-                    wanted[place], request.temperature, request.top_p, row.generator
-                )
-        most = max(row.request.top_logprobs for row in rows)
-        top = logits.topk(most, dim=1) if most else None
-        picked = logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None]) - total
+            if request.temperature > 0 or request.grammar is not None or request.bias:
+                chosen[place] = self._choose(row, wanted[place])
+        tops = _top(logits, total, [request.top_logprobs for request in asked])
+        picked = logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None]).squeeze(1)
         out: list[Token] = []
-        for place, row in enumerate(rows):
-            row.last, row.made = chosen[place], row.made + 1
-            row.counts[row.last] += 1
-            count = row.request.top_logprobs
-            pairs: tuple[tuple[int, float], ...] = ()
-            if top is not None and count:
-                values = top.values[place, :count] - total[place]
-                indices = top.indices[place, :count]
-                pairs = tuple(zip(indices.tolist(), values.tolist(), strict=True))
-            finish = self._finish(row)
-            out.append(Token(row.request.id, row.last, float(picked[place]), pairs, finish))
+        for row, token, logprob, top in zip(
+            rows, chosen, (picked - total).tolist(), tops, strict=True
+        ):
+            row.last, row.made = token, row.made + 1
+            row.counts[token] += 1
+            out.append(Token(row.request.id, token, logprob, top, self._finish(row)))
         for token in out:
             if token.finish:
                 self.cancel(token.request)
         return out
 
-    def _finish(self, row: _Row) -> Literal["stop", "length"] | None:
+    def _choose(self, row: _Row, logits: Tensor) -> int:
+        """A row's next token, from its logits (vocabulary,)."""
+        request = row.request
+        if row.bias is not None:
+            tokens, values = row.bias
+            logits = logits.index_add(0, tokens, values.to(logits.dtype))
+        if row.constraint is not None:
+            allowed = row.constraint.allowed()
+            if allowed is None:
+                row.failed = True
+                return min(self.model.template.end_of_turn)
+            barred = torch.from_numpy(~allowed).to(logits.device)
+            logits = logits.masked_fill(barred, -torch.inf)
+        if request.temperature > 0:
+            token = draw(logits, request.temperature, request.top_p, row.generator)
+        else:
+            token = int(logits.argmax())
+        if row.constraint is not None:
+            row.constraint.take(token)
+        return token
+
+    def _finish(self, row: _Row) -> Finish | None:
+        if row.failed:
+            return "failed"
         if row.last in self.model.template.end_of_turn:
             return "stop"
         full = len(row.request.prefix) + len(row.request.prompt) + row.made >= self.model.context
@@ -282,3 +327,18 @@ class Sampler:
         self._passes.leave(slot)
         self._rows[slot] = self._rows[-1]
         self._rows.pop()
+
+
+def _top(
+    logits: Tensor, total: Tensor, counts: Sequence[int]
+) -> list[tuple[tuple[int, float], ...]]:
+    """The likeliest tokens of each row of logits (N, vocabulary), as many as it asks for."""
+    most = max(counts, default=0)
+    if not most:
+        return [()] * len(counts)
+    top = logits.topk(most, dim=1)
+    values, indices = (top.values - total[:, None]).tolist(), top.indices.tolist()
+    return [
+        tuple(zip(indices[row][:count], values[row][:count], strict=True))
+        for row, count in enumerate(counts)
+    ]

@@ -82,6 +82,11 @@ class LoadedModel:
         return self.module.config.get_text_config()
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens its logits are for; some models have more of them than the tokenizer."""
+        return self.config.vocab_size
+
+    @property
     def shares(self) -> bool:
         """Whether tokens that rows have in common can be computed once."""
         return self.rows is None

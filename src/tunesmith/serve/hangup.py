@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, whose source is closed at their end or when the client hangs up.
+
+    Also when the client was gone before the first of them, which would leave a generator's own
+    `finally` unreached.
+    """
+
+    def __init__(
+        self, events: AsyncIterable[str | bytes], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        headers = {"cache-control": "no-store"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See StreamingResponse."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._close()
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:

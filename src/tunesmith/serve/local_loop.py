@@ -35,6 +35,11 @@ class Sampling(Protocol):
         """Nothing is waiting or being answered."""
         ...
 
+    @property
+    def max_rows(self) -> int:
+        """Rows that are decoded together."""
+        ...
+
     def add_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter; one of the same name is replaced."""
         ...
@@ -55,8 +60,8 @@ class Sampling(Protocol):
         """One token for each active row."""
         ...
 
-    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Log-probability of each token of each answer."""
+    def read(self, sequences: Sequence[ScoreRequest]) -> list[list[Token]]:
+        """Each token of each answer as if it had been sampled."""
         ...
 
 
@@ -72,9 +77,9 @@ class _Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Score:
+class _Read:
     request: ScoreRequest
-    future: Future[list[float]]
+    future: Future[list[Token]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class _Change:
     future: Future[None]
 
 
-_Command = _Submit | _Cancel | _Score | _Change
+_Command = _Submit | _Cancel | _Read | _Change
 CLOSE = None
 
 
@@ -121,10 +126,10 @@ class SamplerThread:
         """Free the request's slot; unknown and finished ids are fine."""
         self._put(_Cancel(request_id))
 
-    async def score(self, request: ScoreRequest) -> list[float]:
-        """Log-probability of each answer token; concurrent calls are computed together."""
-        future: Future[list[float]] = Future()
-        self._put(_Score(request, future))
+    async def read(self, request: ScoreRequest) -> list[Token]:
+        """Each token of a given answer; concurrent calls are computed together."""
+        future: Future[list[Token]] = Future()
+        self._put(_Read(request, future))
         return await asyncio.wrap_future(future)
 
     async def change_adapter(self, name: str, function: Callable[[], None]) -> None:
@@ -179,7 +184,7 @@ class SamplerThread:
         return None
 
     def _obey(self, commands: Sequence[_Command]) -> None:
-        scores: list[_Score] = []
+        reads: list[_Read] = []
         for command in commands:
             match command:
                 case _Submit(request, deliver):
@@ -188,16 +193,16 @@ class SamplerThread:
                     if self._active.pop(request_id, None) is not None:
                         self._sampler.cancel(request_id)
                 case _Change(adapter, function, future):
-                    self._score(scores)
-                    scores = []
+                    self._read(reads)
+                    reads = []
                     self._withdraw(adapter)
                     _settle(future, function)
-                case _Score(request, future):
+                case _Read(request, future):
                     if request.adapter is not None and not self._has(request.adapter):
                         _fail(command, _gone(request.adapter))
                     elif future.set_running_or_notify_cancel():
-                        scores.append(command)
-        self._score(scores)
+                        reads.append(command)
+        self._read(reads)
 
     def _submit(self, request: Request, deliver: Deliver) -> None:
         if request.adapter is not None and not self._has(request.adapter):
@@ -217,9 +222,9 @@ class SamplerThread:
             self._sampler.cancel(request_id)
             deliver(_gone(adapter))
 
-    def _score(self, commands: Sequence[_Score]) -> None:
+    def _read(self, commands: Sequence[_Read]) -> None:
         if commands:
-            results = self._sampler.score([command.request for command in commands])
+            results = self._sampler.read([command.request for command in commands])
             for command, result in zip(commands, results, strict=True):
                 command.future.set_result(result)
 
@@ -262,6 +267,6 @@ def _fail(command: _Command, error: EngineError) -> None:
             deliver(error)
         case _Cancel():
             pass
-        case _Score(_, future) | _Change(_, _, future):
+        case _Read(_, future) | _Change(_, _, future):
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)

@@ -7,13 +7,13 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Annotated, Literal, TextIO
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.errors import EngineError
-from tunesmith.serve.local_http import Model, create_engine_app
+from tunesmith.serve.local_http import MAX_WAITING, Model, create_engine_app
 from tunesmith.serve.local_loop import Sampling
 
 GRACE_SECONDS = 2
@@ -39,6 +39,8 @@ class Spec(BaseModel):
     port: int = 0
     max_rows: int = 32
     """Most sequences decoded together."""
+    max_waiting: Annotated[int, Field(ge=0)] = MAX_WAITING
+    """Most sequences that wait behind these; a request beyond is refused with 429."""
 
 
 def claim_stdout() -> TextIO:
@@ -64,6 +66,7 @@ def run_engine(spec: Spec, model: Model, sampler: Sampling, announce: TextIO) ->
         sampler,
         name=spec.name,
         key=spec.key,
+        max_waiting=spec.max_waiting,
         on_crash=on_crash,
     )
     config = uvicorn.Config(

@@ -13,11 +13,15 @@ REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one more token adds to an answer: text, its tokens' log-probabilities, the end."""
+    """What one more token adds to an answer: text, its tokens' log-probabilities, the end.
+
+    `offsets` says for each of `entries` how many characters of the answer were before it.
+    """
 
     text: str
     entries: tuple[dict[str, Any], ...] = ()
     finish: Literal["stop", "length"] | None = None
+    offsets: tuple[int, ...] = ()
 
 
 class Detokenizer:
@@ -25,12 +29,15 @@ class Detokenizer:
 
     The pieces joined are the decoded whole: each window starts where the last piece began, so a
     decoder that looks at the token before (a leading space) sees it.
+
+    Args:
+        before: tokens that the text goes on from.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._ids: list[int] = []
-        self._sent = 0
+        self._ids = list(before)
+        self._sent = len(self._ids)
 
     def feed(self, token: int) -> str:
         """The text that `token` completes; empty while a character is open."""
@@ -92,8 +99,13 @@ class StopScanner:
 class AnswerText:
     """One answer while it is sampled: tokens in, sendable pieces out."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(decode)
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str],
+        before: Sequence[int] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(decode, before)
         self._scanner = StopScanner(stops)
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._decoded = self._sent = 0
@@ -118,12 +130,32 @@ class AnswerText:
         elif finish:
             sendable += self._scanner.flush()
         self._sent += len(sendable)
-        return Piece(sendable, self._entries(last=bool(finish)), finish)
+        told = self._told(last=bool(finish))
+        entries = tuple(entry for _, entry in told)
+        return Piece(sendable, entries, finish, tuple(place for place, _ in told))
 
-    def _entries(self, *, last: bool) -> tuple[dict[str, Any], ...]:
-        """Log-probabilities of the tokens whose text was sent, in order."""
+    def _told(self, *, last: bool) -> list[tuple[int, dict[str, Any]]]:
+        """Log-probabilities of the tokens whose text was sent, in order, and where that begins."""
         everything = last and not self._scanner.stopped
-        out: list[dict[str, Any]] = []
+        out: list[tuple[int, dict[str, Any]]] = []
         while self._waiting and (everything or self._waiting[0][0] < self._sent):
-            out.append(self._waiting.popleft()[1])
-        return tuple(out)
+            out.append(self._waiting.popleft())
+        return out
+
+
+def said(
+    decode: Callable[[Sequence[int]], str],
+    ids: Sequence[int],
+    entries: Sequence[dict[str, Any] | None],
+) -> Piece:
+    """A text that is there already, as one piece."""
+    answer = AnswerText(decode, ())
+    pieces = [
+        answer.feed(token, entry, "length" if place == len(ids) else None)
+        for place, (token, entry) in enumerate(zip(ids, entries, strict=True), 1)
+    ]
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        tuple(entry for piece in pieces for entry in piece.entries),
+        offsets=tuple(place for piece in pieces for place in piece.offsets),
+    )

@@ -14,32 +14,38 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from tunesmith.chat import Message, SamplingParams, Tool, ToolCall
 from tunesmith.errors import AdapterError, EngineError, RowError, TunesmithError
+from tunesmith.serve.body import StrictRoute
+from tunesmith.serve.wire_tools import (
+    Choice,
+    LogitBias,
+    Metadata,
+    ResponseFormat,
+    ToolChoice,
+    Wire,
+    WireTool,
+    read_choice,
+    tools_of,
+)
 
 ABOUT_THE_CALLER = frozenset(
     {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_options"}
-    | {"prompt_cache_retention"}
+    | {"prompt_cache_retention", "prediction"}
 )
-"""Arguments that say who asks or hint at caching; they change no answer."""
+"""Arguments that say who asks or hint at what would be fast; they change no answer."""
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "audio": (),
-    "function_call": (),
+    "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True,),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
+    "reasoning_effort": ("none", "minimal"),
+    "service_tier": ("auto", "default", "flex"),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -57,12 +63,19 @@ class Refusal(TunesmithError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.param, self.code = status, kind, param, code
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+
+    def body(self) -> dict[str, Any]:
+        """The error body."""
+        return error_body(self.found, kind=self.kind, param=self.param, code=self.code)
 
 
-def _listed(value: object) -> object:
+def listed(value: object) -> object:
+    """One stop string as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
@@ -82,18 +95,14 @@ def _joined(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_joined)]
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class WireFunction(_Wire):
+class WireFunction(Wire):
     """A called function."""
 
     name: str
     arguments: str
 
 
-class WireToolCall(_Wire):
+class WireToolCall(Wire):
     """One tool call of an assistant turn."""
 
     id: str
@@ -101,13 +110,13 @@ class WireToolCall(_Wire):
     function: WireFunction
 
 
-class WireCacheControl(_Wire):
+class WireCacheControl(Wire):
     """A mark behind what other requests begin with, as Anthropic's API has it."""
 
     type: Literal["ephemeral"]
 
 
-class WireMessage(_Wire):
+class WireMessage(Wire):
     """One turn as OpenAI writes it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -146,38 +155,23 @@ class WireMessage(_Wire):
         )
 
 
-class WireToolFunction(_Wire):
-    """The definition of a function; `strict` is a promise that we cannot give yet."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
-
-
-class WireTool(_Wire):
-    """A tool the model may call."""
-
-    type: Literal["function"]
-    function: WireToolFunction
-
-
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """What a stream carries beside the text."""
 
     include_usage: bool = False
+    include_obfuscation: bool | None = None
 
 
-class ChatRequest(_Wire):
+class ChatRequest(Wire):
     """POST /v1/chat/completions. Defaults are OpenAI's: temperature 1, one answer."""
 
     model: str
     messages: Annotated[list[WireMessage], Field(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_listed), Field(max_length=4)] | None = None
+    stop: Annotated[list[str], BeforeValidator(listed), Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -187,7 +181,12 @@ class ChatRequest(_Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: list[WireTool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    logit_bias: LogitBias | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -219,13 +218,28 @@ class ChatRequest(_Wire):
                 "'max_tokens' and 'max_completion_tokens' say the same; send one.",
                 param="max_tokens",
             )
+        self._agree_on_tools()
         return self
+
+    def _agree_on_tools(self) -> None:
+        choice, offered = self.choice(), {tool.function.name for tool in self.tools or ()}
+        if len(offered) < len(self.tools or ()):
+            raise Refusal("Two tools have the same name.", param="tools")
+        if choice.mode == "required" and not offered:
+            raise Refusal("'tool_choice' needs 'tools' to choose from.", param="tool_choice")
+        unknown = sorted((choice.names or set()) - offered)
+        if unknown:
+            raise Refusal(f"'{unknown[0]}' is not among the 'tools'.", param="tool_choice")
+
+    def choice(self) -> Choice:
+        """Which of the tools may and have to be called."""
+        return read_choice(self.tool_choice)
 
     def params(self) -> SamplingParams:
         """How to sample."""
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            top_p=nucleus(self.top_p),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             stop=tuple(self.stop or ()),
             seed=self.seed,
@@ -237,10 +251,10 @@ class ChatRequest(_Wire):
 
     def offered_tools(self) -> tuple[Tool, ...]:
         """The tools that the model may call in this answer."""
-        return () if self.tool_choice == "none" else tools_of(self.tools)
+        return () if self.choice().mode == "none" else tools_of(self.tools)
 
 
-class LogprobsRequest(_Wire):
+class LogprobsRequest(Wire):
     """POST /v1/logprobs: how likely is `answer` after `messages`?"""
 
     model: str
@@ -249,16 +263,16 @@ class LogprobsRequest(_Wire):
     tools: list[WireTool] | None = None
 
 
-class AdapterRequest(_Wire):
+class AdapterRequest(Wire):
     """POST /v1/adapters: load a LoRA folder under a name."""
 
     name: Annotated[str, Field(min_length=1)]
     path: str
 
 
-def tools_of(tools: Sequence[WireTool] | None) -> tuple[Tool, ...]:
-    """Definitions as the chat template takes them, absent fields left out."""
-    return tuple(tool.model_dump(exclude_none=True) for tool in tools or ())
+def nucleus(top_p: float | None) -> float:
+    """The mass to draw from; 0 leaves the likeliest token."""
+    return 1.0 if top_p is None else max(top_p, 1e-9)
 
 
 def model_entry(name: str, created: int) -> dict[str, Any]:
@@ -295,18 +309,22 @@ def unknown_model(name: str) -> Refusal:
 
 
 def answer_errors_as_openai(app: FastAPI) -> None:
-    """Make every error of `app` a body of OpenAI's shape."""
+    """Make every error of `app` a body of OpenAI's shape, and refuse bodies that are not JSON.
+
+    For routes that are added afterwards.
+    """
+    app.router.route_class = StrictRoute
 
     async def answer(_: Request, error: Exception) -> JSONResponse:
-        refusal = _as_refusal(error)
-        body = error_body(refusal.found, kind=refusal.kind, param=refusal.param, code=refusal.code)
-        return JSONResponse(body, refusal.status)
+        refusal = as_refusal(error)
+        return JSONResponse(refusal.body(), refusal.status, refusal.headers)
 
     for kind in (TunesmithError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
 
 
-def _as_refusal(error: Exception) -> Refusal:
+def as_refusal(error: Exception) -> Refusal:
+    """An error as it is answered."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):
@@ -343,7 +361,7 @@ def _invalid(error: RequestValidationError) -> Refusal:
         )
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     found = first.get("input")
-    shown = f", found {found!r}" if isinstance(found, str | int | float | None) else ""
+    shown = f", found {found!r:.100}" if isinstance(found, str | int | float | None) else ""
     return Refusal(
         f"Invalid value for '{param}': {said}{shown}.", param=param, code="invalid_value"
     )

@@ -1,0 +1,394 @@
+"""Answers that are held to a form, from a real (tiny, random) model over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from tunesmith.models.generate import Sampler
+from tunesmith.models.load import load
+from tunesmith.serve.local_http import create_engine_app
+
+Test = Callable[[AsyncOpenAI], Awaitable[None]]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["letter", "parcel"]},
+        "weight": {"type": "number"},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 3},
+    },
+    "required": ["kind", "weight", "tags"],
+    "additionalProperties": False,
+}
+
+
+def form(schema: dict[str, Any], *, strict: bool = True) -> Any:
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema, "strict": strict},
+    }
+
+
+def tool(name: str, **properties: Any) -> Any:
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+CITY = tool("weather", city={"enum": ["Köln", "Oslo"]})
+SUM = tool("sum", x={"type": "integer"}, y={"$ref": "#/properties/x"})
+USER: Any = [{"role": "user", "content": "x"}]
+
+
+@pytest.fixture
+def served(fake: ModuleType, tiny: Callable[..., Path]) -> Callable[[Test], None]:
+    """Runs a test against an engine app with a real sampler."""
+
+    def run(test: Test) -> None:
+        model = load(tiny())
+        app = create_engine_app(model, Sampler(model, max_rows=8), name="base", key=fake.KEY)
+
+        async def go() -> None:
+            async with (
+                fake.serving(app) as url,
+                AsyncOpenAI(base_url=f"{url}/v1", api_key=fake.KEY, max_retries=0) as client,
+            ):
+                await test(client)
+
+        asyncio.run(go())
+
+    return run
+
+
+def fulfils(text: str | None) -> bool:
+    said = json.loads(text or "")
+    return (
+        list(said) == ["kind", "weight", "tags"]
+        and said["kind"] in ("letter", "parcel")
+        and isinstance(said["weight"], int | float)
+        and all(len(tag) <= 4 for tag in said["tags"])
+        and f'{{"kind":"{said["kind"]}","weight":' in (text or "")
+        and ',"tags":[' in (text or "")
+    )
+
+
+def strictly(kind: Any, answer: Any) -> None:
+    """The answer is valid by the types of the openai package, with nothing beside them."""
+    raw = answer.to_dict(mode="json")
+    kind.model_validate(raw, strict=False)
+    assert kind.model_validate_json(json.dumps(raw), strict=True).to_dict(mode="json") == raw
+    assert not answer.model_extra
+
+
+def test_answers_follow_a_schema_streamed_or_not_beside_others_that_are_free(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        asked: dict[str, Any] = {"model": "base", "messages": USER, "seed": 3}
+        free = await client.chat.completions.create(**asked, max_tokens=20, logprobs=True)
+        held, again, stream = await asyncio.gather(
+            client.chat.completions.create(
+                **asked, n=3, response_format=form(SCHEMA), logprobs=True, top_logprobs=2
+            ),
+            client.chat.completions.create(**asked, max_tokens=20, logprobs=True),
+            client.chat.completions.create(
+                **asked,
+                n=3,
+                response_format=form(SCHEMA),
+                stream=True,
+                stream_options={"include_usage": True},
+            ),
+        )
+        texts = [choice.message.content for choice in held.choices]
+        assert all(fulfils(text) for text in texts)
+        assert {choice.finish_reason for choice in held.choices} == {"stop"}
+        assert again.choices[0].model_dump() == free.choices[0].model_dump()
+        strictly(ChatCompletion, held)
+        strictly(ChatCompletion, free)
+        parts = ["", "", ""]
+        async for chunk in stream:
+            strictly(ChatCompletionChunk, chunk)
+            for choice in chunk.choices:
+                parts[choice.index] += choice.delta.content or ""
+        assert parts == texts
+
+    served(test)
+
+
+def test_json_of_any_shape(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(
+            model="base", messages=USER, response_format={"type": "json_object"}, max_tokens=60
+        )
+        choice = answer.choices[0]
+        assert (choice.message.content or "").startswith("{")
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content or ""), dict)
+        else:
+            assert choice.finish_reason == "length"
+
+    served(test)
+
+
+def test_an_answer_that_is_cut_says_so(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(
+            model="base", messages=USER, response_format=form(SCHEMA), max_tokens=5
+        )
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.choices[0].message.content == '{"kin'
+
+    served(test)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "param"),
+    [
+        (
+            {"response_format": form({"type": "foo"})},
+            "Invalid schema for response_format 'answer': Invalid type: foo",
+            "response_format",
+        ),
+        ({"response_format": form({"$ref": "#"})}, "NoExtension", "response_format"),
+        (
+            {"response_format": form({"type": "array", "uniqueItems": True})},
+            "uniqueItems",
+            "response_format",
+        ),
+        (
+            {"tools": [CITY, tool("bad", a={"type": "foo"})], "tool_choice": "required"},
+            "Invalid schema for function 'bad': Invalid type: foo",
+            "tools[1].function.parameters",
+        ),
+        ({"logit_bias": {"260": 1}}, "no token 260", "logit_bias"),
+        ({"store": True}, "keeps no completions", "store"),
+    ],
+)
+def test_what_cannot_be_held_to_is_refused_by_its_name(
+    served: Any, asked: dict[str, Any], said: str, param: str
+) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="base", messages=USER, **asked)
+        assert said in caught.value.message
+        assert caught.value.param == param
+
+    served(test)
+
+
+def test_a_schema_that_is_not_strict_is_held_to_as_far_as_can_be(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        schema = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 3}
+        answer = await client.chat.completions.create(
+            model="base", messages=USER, response_format=form(schema, strict=False)
+        )
+        assert set(json.loads(answer.choices[0].message.content or "")) <= {1, 2}
+
+    served(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "names", "finish"),
+    [
+        ("required", {"weather", "sum"}, "tool_calls"),
+        ({"type": "function", "function": {"name": "sum"}}, {"sum"}, "stop"),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "required",
+                    "tools": [{"type": "function", "function": {"name": "weather"}}],
+                },
+            },
+            {"weather"},
+            "tool_calls",
+        ),
+    ],
+)
+def test_a_call_that_has_to_be_is_made_with_arguments_of_its_schema(
+    served: Any, choice: Any, names: set[str], finish: str, stream: bool
+) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        asked: Any = {
+            "model": "base",
+            "messages": USER,
+            "tools": [CITY, SUM],
+            "tool_choice": choice,
+            "parallel_tool_calls": False,
+            "n": 4,
+        }
+        if stream:
+            calls: dict[int, Any] = {}
+            finishes: dict[int, Any] = {}
+            async for chunk in await client.chat.completions.create(**asked, stream=True):
+                for part in chunk.choices:
+                    assert not part.delta.content
+                    for call in part.delta.tool_calls or ():
+                        assert part.index not in calls
+                        calls[part.index] = call.function
+                    finishes[part.index] = part.finish_reason or finishes.get(part.index)
+            found, ends = list(calls.values()), set(finishes.values())
+        else:
+            answer = await client.chat.completions.create(**asked)
+            strictly(ChatCompletion, answer)
+            assert {len(part.message.tool_calls) for part in answer.choices} == {1}
+            found = [part.message.tool_calls[0].function for part in answer.choices]
+            ends = {part.finish_reason for part in answer.choices}
+        assert len(found) == 4
+        assert ends == {finish}
+        for function in found:
+            assert function.name in names
+            given = json.loads(function.arguments)
+            if function.name == "sum":
+                assert {key: type(value) for key, value in given.items()} == {"x": int, "y": int}
+            else:
+                assert given["city"] in ("Köln", "Oslo")
+
+    served(test)
+
+
+def test_several_calls_at_once_are_as_many_as_end(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(
+            model="base", messages=USER, tools=[CITY], tool_choice="required", temperature=2
+        )
+        message = answer.choices[0].message
+        assert message.tool_calls is not None
+        assert 1 <= len(message.tool_calls) <= 16
+        assert message.content is None
+        assert len({call.id for call in message.tool_calls}) == len(message.tool_calls)
+
+    served(test)
+
+
+def test_a_strict_function_is_called_by_its_schema_or_not_at_all(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        strict = {**CITY, "function": {**CITY["function"], "strict": True}}
+        # Pushed towards "<", a random model opens a call sooner or later.
+        answer = await client.chat.completions.create(
+            model="base",
+            messages=USER,
+            tools=[strict],
+            n=4,
+            max_tokens=400,
+            logit_bias={str(ord(c)): 8 for c in "<tool_call>"},
+        )
+        for choice in answer.choices:
+            for call in choice.message.tool_calls or ():
+                assert call.type == "function"
+                assert json.loads(call.function.arguments)["city"] in ("Köln", "Oslo")
+
+    served(test)
+
+
+def test_a_text_is_gone_on_with(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        asked: dict[str, Any] = {"model": "base", "temperature": 0, "max_tokens": 6}
+        one = await client.completions.create(**asked, prompt="né", logprobs=2)
+        strictly(Completion, one)
+        assert one.object == "text_completion"
+        assert one.id.startswith("cmpl-")
+        assert one.usage is not None
+        assert (one.usage.prompt_tokens, one.usage.completion_tokens) == (3, 6)
+        said = one.choices[0].logprobs
+        assert said is not None
+        assert len(said.tokens or []) == len(said.token_logprobs or []) == 6
+        assert all(1 <= len(top) <= 3 for top in said.top_logprobs or [])
+        assert (said.text_offset or [1])[0] == 0
+        several = await client.completions.create(**asked, prompt=[[1, 2], [3]], n=2)
+        assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+        texts = [choice.text for choice in several.choices]
+        assert texts[0] == texts[1]
+        alone = await client.completions.create(**asked, prompt=[3])
+        assert texts[2] == alone.choices[0].text
+
+    served(test)
+
+
+def test_a_text_that_is_said_again_carries_the_log_probabilities_of_its_tokens(
+    served: Any,
+) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        asked: dict[str, Any] = {"model": "base", "prompt": "abc", "echo": True, "logprobs": 1}
+        said = await client.completions.create(**asked, max_tokens=0)
+        choice = said.choices[0]
+        assert (choice.text, choice.finish_reason) == ("abc", "length")
+        assert choice.logprobs is not None
+        assert choice.logprobs.tokens == ["a", "b", "c"]
+        assert choice.logprobs.text_offset == [0, 1, 2]
+        values: Any = choice.logprobs.token_logprobs
+        assert values[0] is None
+        assert all(value < 0 for value in values[1:])
+        assert choice.logprobs.top_logprobs is not None
+        assert choice.logprobs.top_logprobs[1]["b"] == values[1]
+        longer = await client.completions.create(**asked, max_tokens=3, temperature=0)
+        assert longer.choices[0].text.startswith("abc")
+        assert longer.choices[0].logprobs is not None
+        more: Any = longer.choices[0].logprobs.token_logprobs
+        assert more[1:3] == pytest.approx(values[1:], abs=1e-6)
+        assert len(more) == 6
+
+    served(test)
+
+
+def test_a_streamed_text_is_the_same_text(served: Any) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        asked: dict[str, Any] = {
+            "model": "base",
+            "prompt": ["ab", "c"],
+            "seed": 5,
+            "echo": True,
+            "logprobs": 0,
+        }
+        whole = await client.completions.create(**asked)
+        texts, offsets = ["", ""], [[], []]
+        stream = await client.completions.create(
+            **asked, stream=True, stream_options={"include_usage": True}
+        )
+        usage = None
+        async for chunk in stream:
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+                if choice.logprobs:
+                    offsets[choice.index] += choice.logprobs.text_offset or []
+        assert texts == [choice.text for choice in whole.choices]
+        assert usage == whole.usage
+        for index, choice in enumerate(whole.choices):
+            assert choice.logprobs is not None
+            assert choice.logprobs.text_offset == offsets[index]
+
+    served(test)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "param"),
+    [
+        ({"prompt": ""}, "prompt is empty", "prompt"),
+        ({"prompt": [260]}, "no token 260", "prompt"),
+        ({"prompt": "x" * 3000}, "resulted in 3000 tokens", "prompt"),
+    ],
+)
+def test_a_text_that_cannot_be_gone_on_with_is_refused(
+    served: Any, asked: dict[str, Any], said: str, param: str
+) -> None:
+    async def test(client: AsyncOpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.completions.create(model="base", **asked)
+        assert said in caught.value.message
+        assert caught.value.param == param
+
+    served(test)
