@@ -392,3 +392,89 @@ def test_a_text_that_cannot_be_gone_on_with_is_refused(
         assert caught.value.param == param
 
     served(test)
+
+
+REPLY = {
+    "type": "object",
+    "properties": {
+        "subject": {"type": "string", "maxLength": 60},
+        "urgent": {"type": "boolean"},
+        "weight_kg": {"type": "number"},
+        "count": {"type": "integer"},
+        "department": {"enum": ["parcels", "letters", "customs"]},
+        "steps": {
+            "type": "array",
+            "items": {"$ref": "#/$defs/step"},
+            "minItems": 1,
+            "maxItems": 3,
+        },
+    },
+    "required": ["subject", "urgent", "weight_kg", "count", "department", "steps"],
+    "additionalProperties": False,
+    "$defs": {
+        "step": {
+            "type": "object",
+            "properties": {
+                "what": {"type": "string", "maxLength": 40},
+                "minutes": {"type": "integer"},
+            },
+            "required": ["what", "minutes"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+def valid_reply(text: str | None) -> bool:
+    said = json.loads(text or "")
+    return (
+        list(said) == REPLY["required"]
+        and isinstance(said["subject"], str)
+        and isinstance(said["urgent"], bool)
+        and isinstance(said["weight_kg"], int | float)
+        and abs(said["weight_kg"]) < 1e17
+        and type(said["count"]) is int
+        and abs(said["count"]) < 1e17
+        and said["department"] in ("parcels", "letters", "customs")
+        and 1 <= len(said["steps"]) <= 3
+        and all(isinstance(step["what"], str) for step in said["steps"])
+        and all(type(step["minutes"]) is int for step in said["steps"])
+    )
+
+
+@pytest.mark.slow
+def test_the_default_model_answers_in_the_form_of_a_schema_twenty_times_of_twenty(
+    default_model: Path, fake: ModuleType
+) -> None:
+    model = load(default_model)
+    app = create_engine_app(model, Sampler(model), name="base", key=fake.KEY)
+
+    async def go() -> None:
+        async with (
+            fake.serving(app) as url,
+            AsyncOpenAI(base_url=f"{url}/v1", api_key=fake.KEY, max_retries=0) as client,
+        ):
+            said = "My parcel of 2 kg is stuck at the border. What now? Answer in JSON."
+            answer = await client.chat.completions.create(
+                model="base",
+                messages=[{"role": "user", "content": said}],
+                response_format=form(REPLY),
+                n=20,
+                seed=1,
+                temperature=1,
+            )
+            assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 20
+            assert all(valid_reply(choice.message.content) for choice in answer.choices)
+            called = await client.chat.completions.create(
+                model="base",
+                messages=[{"role": "user", "content": "How is the weather in Oslo?"}],
+                tools=[CITY, SUM],
+                tool_choice="required",
+                temperature=0,
+                parallel_tool_calls=False,
+            )
+            calls: Any = called.choices[0].message.tool_calls
+            assert calls[0].function.name in ("weather", "sum")
+            assert json.loads(calls[0].function.arguments)
+
+    asyncio.run(go())

@@ -149,11 +149,16 @@ class Record:
 def _plain(answer: dict[str, Any]) -> dict[str, Any]:
     """Without what the openai package adds to an answer."""
     for choice in answer["choices"]:
-        message = choice["message"]
+        message: dict[str, Any] = choice["message"]
+        for name in [name for name, value in message.items() if value is None]:
+            if name not in ("content", "refusal"):
+                del message[name]
         message.pop("parsed", None)
-        for call in message.get("tool_calls") or ():
+        for call in message.get("tool_calls", ()):
             call.pop("index", None)
             call["function"].pop("parsed_arguments", None)
+        if "tool_calls" in message:
+            message["content"] = message["content"] or None
     return answer
 
 

@@ -140,6 +140,7 @@ class _Routes:
             "weights_hash": self._model.weights_hash,
             "context": self._model.context,
             "adapters": list(self._sampler.adapters),
+            "rows": self._line.rows,
         }
 
     async def models(self) -> dict[str, Any]:
