@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,14 +11,17 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
-from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from tunesmith.chat import read_tool_calls
+from tunesmith.models.constrain import Vocabulary
 from tunesmith.models.generate import Sampler
 from tunesmith.models.load import load
+from tunesmith.serve.grammar import answer_grammar
 from tunesmith.serve.local_http import create_engine_app
+from tunesmith.serve.wire import ChatRequest
+from tunesmith.testing import byte_template
 
-Test = Callable[[AsyncOpenAI], Awaitable[None]]
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -54,24 +56,93 @@ SUM = tool("sum", x={"type": "integer"}, y={"$ref": "#/properties/x"})
 USER: Any = [{"role": "user", "content": "x"}]
 
 
-@pytest.fixture
-def served(fake: ModuleType, tiny: Callable[..., Path]) -> Callable[[Test], None]:
-    """Runs a test against an engine app with a real sampler."""
+def asked(**more: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"model": "m", "messages": USER, **more})
 
-    def run(test: Test) -> None:
-        model = load(tiny())
-        app = create_engine_app(model, Sampler(model, max_rows=8), name="base", key=fake.KEY)
 
-        async def go() -> None:
-            async with (
-                fake.serving(app) as url,
-                AsyncOpenAI(base_url=f"{url}/v1", api_key=fake.KEY, max_retries=0) as client,
-            ):
-                await test(client)
+def followed(vocabulary: Vocabulary, body: ChatRequest, text: str) -> bool:
+    """Whether an answer to `body` may be this text and end there."""
+    grammar = answer_grammar(body)
+    assert grammar is not None
+    place = vocabulary.compile(grammar.text, numbers=not grammar.prose).begin()
+    template = byte_template()
+    for token in (*template.encode(text), min(template.end_of_turn)):
+        allowed = place.allowed()
+        if allowed is None or not allowed[token]:
+            return False
+        place.take(token)
+    return True
 
-        asyncio.run(go())
 
-    return run
+COLOGNE = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
+THREE = '<tool_call>\n{"name": "sum", "arguments": {"x": 1, "y": 2}}\n</tool_call>'
+ONLY_SUM = {"type": "function", "function": {"name": "sum"}}
+ONE = {"parallel_tool_calls": False}
+
+
+@pytest.mark.parametrize(
+    ("more", "fine", "wrong"),
+    [
+        (
+            {"tool_choice": "required"},
+            [COLOGNE, THREE, f"{COLOGNE}\n{THREE}"],
+            ["", "Hi", f"Hi {THREE}", f"{THREE} Bye", THREE.replace(": 2", ":2")],
+        ),
+        ({"tool_choice": "required", **ONE}, [THREE], [f"{COLOGNE}\n{THREE}"]),
+        ({"tool_choice": ONLY_SUM}, [THREE], [COLOGNE, f"{THREE}\n{THREE}"]),
+        (
+            {"response_format": {"type": "json_object"}},
+            ["{}", THREE],
+            ["Hi", "[]", '{"a": 1}'],
+        ),
+        (
+            ONE,
+            ["", "Hi", f"Hi {COLOGNE}"],
+            [f"{COLOGNE}{THREE}", f"Hi {COLOGNE.upper()}x<tool_call>"],
+        ),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [ONLY_SUM]},
+                }
+            },
+            ["Hi", THREE, f"{THREE} and {THREE}"],
+            [COLOGNE, "<tool_call>x"],
+        ),
+    ],
+)
+def test_calls_are_written_as_they_are_read(
+    more: dict[str, Any], fine: list[str], wrong: list[str]
+) -> None:
+    vocabulary, body = Vocabulary(byte_template(), 260), asked(tools=[CITY, SUM], **more)
+    assert [text for text in fine if not followed(vocabulary, body, text)] == []
+    assert [text for text in wrong if followed(vocabulary, body, text)] == []
+    for text in fine:
+        assert len(read_tool_calls(text).tool_calls) == text.count("<tool_call>")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"response_format": {"type": "text"}},
+        {"tools": [CITY]},
+        {"tools": [CITY], "tool_choice": "none"},
+        {"parallel_tool_calls": False},
+    ],
+)
+def test_what_asks_for_no_form_is_free(more: dict[str, Any]) -> None:
+    assert answer_grammar(asked(**more)) is None
+
+
+def test_a_function_without_parameters_takes_none() -> None:
+    now: Any = {"type": "function", "function": {"name": "now"}}
+    body = asked(tools=[now], tool_choice="required")
+    vocabulary = Vocabulary(byte_template(), 260)
+    call = '<tool_call>\n{"name": "now", "arguments": {%s}}\n</tool_call>'
+    assert followed(vocabulary, body, call % "")
+    assert not followed(vocabulary, body, call % '"a": 1')
 
 
 def fulfils(text: str | None) -> bool:
@@ -86,15 +157,9 @@ def fulfils(text: str | None) -> bool:
     )
 
 
-def strictly(kind: Any, answer: Any) -> None:
-    """The answer is valid by the types of the openai package, with nothing beside them."""
-    raw = answer.to_dict(mode="json")
-    kind.model_validate(raw, strict=False)
-    assert kind.model_validate_json(json.dumps(raw), strict=True).to_dict(mode="json") == raw
-    assert not answer.model_extra
-
-
-def test_answers_follow_a_schema_streamed_or_not_beside_others_that_are_free(served: Any) -> None:
+def test_answers_follow_a_schema_streamed_or_not_beside_others_that_are_free(
+    served: Any, strictly: Any
+) -> None:
     async def test(client: AsyncOpenAI) -> None:
         asked: dict[str, Any] = {"model": "base", "messages": USER, "seed": 3}
         free = await client.chat.completions.create(**asked, max_tokens=20, logprobs=True)
@@ -219,7 +284,7 @@ def test_a_schema_that_is_not_strict_is_held_to_as_far_as_can_be(served: Any) ->
     ],
 )
 def test_a_call_that_has_to_be_is_made_with_arguments_of_its_schema(
-    served: Any, choice: Any, names: set[str], finish: str, stream: bool
+    served: Any, strictly: Any, choice: Any, names: set[str], finish: str, stream: bool
 ) -> None:
     async def test(client: AsyncOpenAI) -> None:
         asked: Any = {
@@ -290,106 +355,6 @@ def test_a_strict_function_is_called_by_its_schema_or_not_at_all(served: Any) ->
             for call in choice.message.tool_calls or ():
                 assert call.type == "function"
                 assert json.loads(call.function.arguments)["city"] in ("Köln", "Oslo")
-
-    served(test)
-
-
-def test_a_text_is_gone_on_with(served: Any) -> None:
-    async def test(client: AsyncOpenAI) -> None:
-        asked: dict[str, Any] = {"model": "base", "temperature": 0, "max_tokens": 6}
-        one = await client.completions.create(**asked, prompt="né", logprobs=2)
-        strictly(Completion, one)
-        assert one.object == "text_completion"
-        assert one.id.startswith("cmpl-")
-        assert one.usage is not None
-        assert (one.usage.prompt_tokens, one.usage.completion_tokens) == (3, 6)
-        said = one.choices[0].logprobs
-        assert said is not None
-        assert len(said.tokens or []) == len(said.token_logprobs or []) == 6
-        assert all(1 <= len(top) <= 3 for top in said.top_logprobs or [])
-        assert (said.text_offset or [1])[0] == 0
-        several = await client.completions.create(**asked, prompt=[[1, 2], [3]], n=2)
-        assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
-        texts = [choice.text for choice in several.choices]
-        assert texts[0] == texts[1]
-        alone = await client.completions.create(**asked, prompt=[3])
-        assert texts[2] == alone.choices[0].text
-
-    served(test)
-
-
-def test_a_text_that_is_said_again_carries_the_log_probabilities_of_its_tokens(
-    served: Any,
-) -> None:
-    async def test(client: AsyncOpenAI) -> None:
-        asked: dict[str, Any] = {"model": "base", "prompt": "abc", "echo": True, "logprobs": 1}
-        said = await client.completions.create(**asked, max_tokens=0)
-        choice = said.choices[0]
-        assert (choice.text, choice.finish_reason) == ("abc", "length")
-        assert choice.logprobs is not None
-        assert choice.logprobs.tokens == ["a", "b", "c"]
-        assert choice.logprobs.text_offset == [0, 1, 2]
-        values: Any = choice.logprobs.token_logprobs
-        assert values[0] is None
-        assert all(value < 0 for value in values[1:])
-        assert choice.logprobs.top_logprobs is not None
-        assert choice.logprobs.top_logprobs[1]["b"] == values[1]
-        longer = await client.completions.create(**asked, max_tokens=3, temperature=0)
-        assert longer.choices[0].text.startswith("abc")
-        assert longer.choices[0].logprobs is not None
-        more: Any = longer.choices[0].logprobs.token_logprobs
-        assert more[1:3] == pytest.approx(values[1:], abs=1e-6)
-        assert len(more) == 6
-
-    served(test)
-
-
-def test_a_streamed_text_is_the_same_text(served: Any) -> None:
-    async def test(client: AsyncOpenAI) -> None:
-        asked: dict[str, Any] = {
-            "model": "base",
-            "prompt": ["ab", "c"],
-            "seed": 5,
-            "echo": True,
-            "logprobs": 0,
-        }
-        whole = await client.completions.create(**asked)
-        texts, offsets = ["", ""], [[], []]
-        stream = await client.completions.create(
-            **asked, stream=True, stream_options={"include_usage": True}
-        )
-        usage = None
-        async for chunk in stream:
-            usage = chunk.usage or usage
-            for choice in chunk.choices:
-                texts[choice.index] += choice.text
-                if choice.logprobs:
-                    offsets[choice.index] += choice.logprobs.text_offset or []
-        assert texts == [choice.text for choice in whole.choices]
-        assert usage == whole.usage
-        for index, choice in enumerate(whole.choices):
-            assert choice.logprobs is not None
-            assert choice.logprobs.text_offset == offsets[index]
-
-    served(test)
-
-
-@pytest.mark.parametrize(
-    ("asked", "said", "param"),
-    [
-        ({"prompt": ""}, "prompt is empty", "prompt"),
-        ({"prompt": [260]}, "no token 260", "prompt"),
-        ({"prompt": "x" * 3000}, "resulted in 3000 tokens", "prompt"),
-    ],
-)
-def test_a_text_that_cannot_be_gone_on_with_is_refused(
-    served: Any, asked: dict[str, Any], said: str, param: str
-) -> None:
-    async def test(client: AsyncOpenAI) -> None:
-        with pytest.raises(openai.BadRequestError) as caught:
-            await client.completions.create(model="base", **asked)
-        assert said in caught.value.message
-        assert caught.value.param == param
 
     served(test)
 
