@@ -69,6 +69,17 @@ def test_what_does_not_parse_as_a_call_stays_text(said: str) -> None:
     assert read_tool_calls(said) == ParsedText(said)
 
 
+def test_a_call_may_speak_of_the_mark_that_ends_it() -> None:
+    arguments = '{"text": "write </tool_call> here"}'
+    said = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call> after'
+    assert read_tool_calls(said) == ParsedText("after", (ToolCall("call_0", "f", arguments),))
+
+
+def test_a_call_that_is_nested_beyond_reading_stays_text() -> None:
+    said = '<tool_call>{"name": "f", "arguments": ' + "[" * 100_000 + "</tool_call>"
+    assert read_tool_calls(said) == ParsedText(said)
+
+
 def test_a_message_is_written_as_openai_does_and_nothing_more() -> None:
     assert to_openai(Message("user", "hi")) == {"role": "user", "content": "hi"}
     full = Message("assistant", None, "bot", calls([("f", "{}")]), None, 0)

@@ -24,3 +24,10 @@ def test_the_ready_line_is_alone_on_standard_output_and_an_orphan_ends_at_once()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "ready", "noise")
+
+
+def test_the_line_is_bounded_unless_another_bound_is_set() -> None:
+    asked = {"model": "m", "name": "n", "key": "k", "parent": 1}
+    assert Spec.model_validate(asked).max_waiting == 256
+    with pytest.raises(ValidationError, match="max_waiting"):
+        Spec.model_validate({**asked, "max_waiting": -1})
