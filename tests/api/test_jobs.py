@@ -9,6 +9,7 @@ import pytest
 
 from tunesmith.store import RegisteredModel
 from tunesmith.store.files import File
+from tunesmith.store.leases import Told
 
 NUMBERS = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.5}
 
@@ -42,7 +43,7 @@ def test_a_job_goes_from_its_files_to_its_model(served: Any, conforms: Any, trai
     }
     assert (made.organization_id, made.error, made.metadata) == ("acme", None, {"team": "x"})
     assert (made.user_provided_suffix, made.shared_with_openai) == ("desk", False)
-    assert served.store.jobs.get(made.id).base == "base"
+    assert served.store.jobs.get(made.id).base == str(served.home / "base")
 
     job = leases.claim("w", train=False, lease=30)
     method = {"type": "supervised", "supervised": {"hyperparameters": NUMBERS}}
@@ -58,7 +59,7 @@ def test_a_job_goes_from_its_files_to_its_model(served: Any, conforms: Any, trai
     for step in (1, 2):
         metrics = {"step": step, "train_loss": 1 / step, "valid_loss": None}
         leases.saved(job, "w", step, metrics, model(f"{name}:ckpt-step-{step}", job))
-        leases.tell(job, "w", f"step {step}", f"Step {step}", data=metrics)
+        leases.tell(job, "w", [Told(f"step {step}", f"Step {step}", data=metrics)])
     result = File("file-result00", job.project, "r.csv", "fine-tune-results", 5, time.time())
     leases.succeed(job, "w", model=model(name, job), result=result, trained_tokens=99)
 

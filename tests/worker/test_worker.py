@@ -304,4 +304,9 @@ def test_expired_files_go_with_their_bytes(site: Site) -> None:
     now = time.time()
     late = File("file-00000old", "default", "a.jsonl", "fine-tune", 1, now - 9, now - 1)
     site.store.files.add(late)
-    work(site, lambda: not blobs.path("file-00000old").exists())
+    job = site.job("old", "file-00000old")
+    site.store.jobs.cancel(job.id, "default")
+    copied = site.home / "jobs" / job.id / "data" / "train.jsonl"
+    copied.parent.mkdir(parents=True)
+    copied.write_text("{}")
+    work(site, lambda: not (blobs.path("file-00000old").exists() or copied.exists()))

@@ -53,18 +53,19 @@ class ModelRoutes:
         return self._deployed(await self._registered(name, project))
 
     async def base(self, name: str, project: str) -> str:
-        """The base that a job of that model trains, as fetch.resolve takes it.
+        """The base that a job of that model trains, as `tunesmith.models.fetch.resolve` takes it.
 
         Raises:
             Refusal: there is none of that name, or it is tuned already.
         """
         bases = self._folders()
         found = self._settings.base_of(name, self._default.name)
-        wanted = found or name
-        if wanted in bases and wanted not in PACKAGED:
-            return str(bases[wanted].base_folder)
-        if found is not None or wanted in bases:
-            return wanted
+        if found is not None or name in bases:
+            base = bases.get(found or name)
+            # A base that is neither in the catalogue nor from a hub is known by its folder alone.
+            if base is not None and base.name not in PACKAGED and "/" not in base.name:
+                return str(base.base_folder)
+            return found or name
         tuned = await asyncio.to_thread(self._store.model, name, project)
         if tuned is not None:
             raise Refusal(

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.settings import Settings
 from tunesmith.store import Store
-from tunesmith.store.blobs import Blobs
+from tunesmith.store.blobs import Blobs, remove_copies
 from tunesmith.store.jobs import Job
 from tunesmith.worker.process import COMMAND, StepProcess
 from tunesmith.worker.record import Record
@@ -173,6 +173,8 @@ class Worker:
     def _tidy(self) -> None:
         for gone in self._store.files.expire():
             self._blobs.remove(gone)
+            for job in self._store.jobs.readers(gone):
+                remove_copies(self._home, job)
         self._store.answers.expire()
         self._blobs.sweep(self._store.files.known())
 
