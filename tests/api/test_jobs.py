@@ -160,7 +160,7 @@ def test_another_projects_jobs_are_as_unknown_as_none(served: Any, training: str
 REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"model": "gpt-9"}, 404, "model", "model_not_found"),
     ({"model": "ft:base:x::1"}, 404, "model", "model_not_found"),
-    ({"model": "a\u0000"}, 400, "model", "invalid_value"),
+    ({"model": "a\u0001"}, 400, "model", "invalid_value"),
     ({"model": 5}, 400, "model", "invalid_value"),
     ({"training_file": "file-x"}, 400, "training_file", "invalid_file"),
     ({"validation_file": "file-x"}, 400, "validation_file", "invalid_file"),

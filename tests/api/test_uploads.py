@@ -110,9 +110,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"size": 2**40}, "at most"),
     ({"filename": "a.csv"}, "Must be .jsonl"),
     ({"filename": ""}, "1 to 255"),
-    ({"filename": "a\u0000.jsonl"}, "no control characters"),
+    ({"filename": "a\u0001.jsonl"}, "no control characters"),
     ({"purpose": "fine-tune-results"}, "purpose"),
-    ({"mime_type": "a\u0000"}, "mime_type"),
+    ({"mime_type": "a\u0001"}, "mime_type"),
     ({"expires_after": {"anchor": "created_at", "seconds": 1}}, "expires_after"),
 ]
 

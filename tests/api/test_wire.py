@@ -20,6 +20,7 @@ from openai.types.chat import ChatCompletion
 
 from tunesmith.api import app as api_app
 from tunesmith.api.chat import ChatRoutes, Keep
+from tunesmith.api.who import Who
 from tunesmith.serve.engines import Engine
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.store import Store
@@ -168,11 +169,11 @@ def test_a_chat_that_is_to_be_stored_is_kept_whole(
 ) -> None:
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    async def keep(asked: dict[str, Any], answer: dict[str, Any]) -> None:
+    async def put(_: Who, asked: dict[str, Any], answer: dict[str, Any]) -> None:
         kept.append((asked, answer))
 
-    def with_keep(*args: Any, keep: Keep = keep) -> ChatRoutes:
-        return ChatRoutes(*args, keep=keep)
+    def with_keep(*args: Any, keep: Keep) -> ChatRoutes:
+        return ChatRoutes(*args, keep=put)
 
     monkeypatch.setattr(api_app, "ChatRoutes", with_keep)
     tool: Any = {"type": "function", "function": {"name": "f"}}

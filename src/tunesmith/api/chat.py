@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -90,7 +91,7 @@ class ChatRoutes:
         return await self._forward("/v1/logprobs", body.model_dump(exclude_unset=True), request)
 
     async def _forward(self, path: str, payload: dict[str, Any], request: Request) -> Response:
-        sending = self._send(path, payload, who(request).project, stream=False)
+        sending = self._send(path, payload, who(request).project)
         answer = await while_connected(request, sending)
         return Response(status_code=499) if answer is None else _passed(answer, answer.content)
 
@@ -102,7 +103,7 @@ class ChatRoutes:
         ) -> tuple[str | None, dict[str, int]]:
             payload = {**arguments, "model": model, "messages": list(messages)}
             checked = ChatRequest.model_validate(payload).model_dump(exclude_unset=True)
-            answer = await self._send(CHATS, checked, project, stream=False)
+            answer = await self._send(CHATS, checked, project)
             said = answer.json()
             if not answer.is_success:
                 raise EngineError(said["error"]["message"])
@@ -120,16 +121,25 @@ class ChatRoutes:
         if record is not None:
             options = payload.get("stream_options") or {}
             payload = {**payload, "stream_options": {**options, "include_usage": True}}
-        upstream = await self._send(path, payload, who(request).project, stream=True)
-        if not upstream.is_success:
-            return _passed(upstream, await upstream.aread())
-        events = _events(upstream) if record is None else record.follow(_events(upstream))
-        return EventStream(events, upstream.aclose)
+        async with AsyncExitStack() as stack:
+            asking = self._asked(path, payload, who(request).project, stream=True)
+            upstream = await stack.enter_async_context(asking)
+            if not upstream.is_success:
+                return _passed(upstream, await upstream.aread())
+            events = _events(upstream) if record is None else record.follow(_events(upstream))
+            return EventStream(events, stack.pop_all().aclose)
 
-    async def _send(
+    async def _send(self, path: str, payload: Mapping[str, Any], project: str) -> httpx.Response:
+        """The engine's whole answer."""
+        async with self._asked(path, payload, project, stream=False) as answer:
+            return answer
+
+    @asynccontextmanager
+    async def _asked(
         self, path: str, payload: Mapping[str, Any], project: str, *, stream: bool
-    ) -> httpx.Response:
-        """The engine's answer; the engine is started and given the adapter when need be.
+    ) -> AsyncGenerator[httpx.Response]:
+        """The engine's answer; the engine is started and given the adapter when need be, and keeps
+        it for the length of the block.
 
         One that refuses the connection has ended, and the request, which it never saw, goes to
         the next one.
@@ -138,17 +148,24 @@ class ChatRoutes:
         for _ in range(2):
             # Others wait for the same engine: its start goes on when this client hangs up.
             engine = await asyncio.shield(self._router.engine(deployment))
-            name = engine.spec.name if deployment.adapter is None else deployment.name
-            headers = {"authorization": f"Bearer {engine.key}"}
-            asked = self._http.build_request(
-                "POST", engine.url + path, json={**payload, "model": name}, headers=headers
-            )
-            try:
-                return await self._http.send(asked, stream=stream)
-            except httpx.ConnectError:
-                engine.lost()
-            except httpx.TransportError:
-                break
+            with self._router.answering(deployment):
+                name = engine.spec.name if deployment.adapter is None else deployment.name
+                headers = {"authorization": f"Bearer {engine.key}"}
+                asked = self._http.build_request(
+                    "POST", engine.url + path, json={**payload, "model": name}, headers=headers
+                )
+                try:
+                    answer = await self._http.send(asked, stream=stream)
+                except httpx.ConnectError:
+                    engine.lost()
+                    continue
+                except httpx.TransportError:
+                    break
+                try:
+                    yield answer
+                finally:
+                    await answer.aclose()
+                return
         raise Refusal(BROKE_OFF, status=502, kind="server_error", code="engine_failed")
 
 

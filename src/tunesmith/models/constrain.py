@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import threading
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -56,7 +56,7 @@ class Vocabulary:
     def __init__(self, template: ChatTemplate, width: int) -> None:
         self._template, self._width = template, width
         self._lock = threading.Lock()
-        self._compiled = lru_cache(KEPT)(self._compile)
+        self._kept: dict[tuple[str, bool], Grammar] = {}
 
     def compile(self, grammar: str, *, numbers: bool = True) -> Grammar:
         """A grammar made ready; takes a second at first, so not where others wait.
@@ -68,12 +68,20 @@ class Vocabulary:
         Raises:
             RowError: it is malformed, cannot be followed or is too large.
         """
-        return self._compiled(grammar, numbers)
+        key = grammar, numbers
+        found = self._kept.get(key)
+        if found is None:
+            # One at a time, and what many ask for at once is compiled once.
+            with self._lock:
+                found = self._kept.get(key) or self._compile(grammar, numbers)
+                self._kept[key] = found
+                for old in list(self._kept)[:-KEPT]:
+                    del self._kept[old]
+        return found
 
     def _compile(self, grammar: str, numbers: bool) -> Grammar:
-        with self._lock:
-            check(grammar)
-            tokens = self._tokens
+        check(grammar)
+        tokens = self._tokens
         limits = LLParserLimits(max_lexer_states=STATES, verbose_errors=False)
         matcher = LLMatcher(tokens.trie, grammar, log_level=0, limits=limits)
         if matcher.is_error():
