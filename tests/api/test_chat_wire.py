@@ -20,6 +20,7 @@ from openai.types.chat import ChatCompletion
 
 from tunesmith.api import app as api_app
 from tunesmith.api.chat import ChatRoutes, Keep
+from tunesmith.api.who import Who
 from tunesmith.serve.engines import Engine
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.store import Store
@@ -51,7 +52,7 @@ def both(fake: ModuleType, tmp_path: Path) -> Run:
             default = Deployment("base", "base", tmp_path)
             router = Router(logs=tmp_path / "logs", command=(sys.executable, str(FAKE)))
             with Store.at(tmp_path / "home") as store:
-                app = api_app.create_app(router, store, default)
+                app = api_app.create_app(router, store, default, logs=tmp_path)
                 async with fake.serving(app) as url:
                     await test(url, await router.engine(default))
 
@@ -168,11 +169,11 @@ def test_a_chat_that_is_to_be_stored_is_kept_whole(
 ) -> None:
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    async def keep(asked: dict[str, Any], answer: dict[str, Any]) -> None:
+    async def put(_: Who, asked: dict[str, Any], answer: dict[str, Any]) -> None:
         kept.append((asked, answer))
 
-    def with_keep(*args: Any, keep: Keep = keep) -> ChatRoutes:
-        return ChatRoutes(*args, keep=keep)
+    def with_keep(*args: Any, keep: Keep) -> ChatRoutes:
+        return ChatRoutes(*args, keep=put)
 
     monkeypatch.setattr(api_app, "ChatRoutes", with_keep)
     tool: Any = {"type": "function", "function": {"name": "f"}}
