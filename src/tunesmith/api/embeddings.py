@@ -84,8 +84,7 @@ class EmbeddingRoutes:
     async def _send(self, body: EmbeddingRequest) -> httpx.Response:
         """The encoder's answer; one that ends meanwhile is started anew and asked again.
 
-        Asking for vectors changes nothing, so it may be done twice. The third time is for an end
-        that is known only when it refuses the connection.
+        Asking for vectors changes nothing, so it may be done again.
         """
         deployment = await self._deployment(body.model)
         payload: dict[str, Any] = {**body.model_dump(exclude_unset=True), "model": deployment.name}
@@ -97,10 +96,8 @@ class EmbeddingRoutes:
                 return await self._http.post(
                     f"{engine.url}/v1/embeddings", json=payload, headers=headers
                 )
-            except httpx.ConnectError:
-                engine.lost()
             except httpx.TransportError:
-                continue
+                engine.lost()
         raise Refusal(
             "The encoder broke off at this request; its log says why.",
             status=502,
