@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -107,13 +108,12 @@ class Site:
 @contextmanager
 def site(folder: Path, database: str) -> Generator[Site]:
     """A site with an empty store."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
     base = tiny_model(folder / "base", family="llama", initializer_range=0.2)
     home = folder / "home"
-    home.mkdir()
+    home.mkdir(parents=True)
     made = Site(home, base, database, port)
     for name in ("server", "worker"):
         made.start(name)
