@@ -28,7 +28,7 @@ import openai
 import psutil
 from bench import machine
 
-from tunesmith.models import fetch
+from tunesmith.models import fetch, gguf
 from tunesmith.models.catalog import DEFAULT
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +134,39 @@ def summary(told: Told, seconds: float) -> dict[str, Any]:
     }
 
 
+PEER = """
+import sys, xllamacpp
+path, slots = sys.argv[1], int(sys.argv[2])
+p = xllamacpp.CommonParams()
+p.model.path, p.n_parallel, p.n_ctx, p.port = path, slots, slots * 1024, 0
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[3])
+p.n_threads_http, p.verbosity, p.warmup, p.ui, p.cache_ram_mib = 256, 0, False, False, 0
+server = xllamacpp.Server(p)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+"""llama.cpp's own server with as many slots as our engine has rows."""
+
+
+@contextmanager
+def peer(folder: Path) -> Generator[tuple[str, int]]:
+    """llama.cpp's server on the same weights, in float16: its URL and process id."""
+    path = str(gguf.base(folder))
+    process = subprocess.Popen(
+        [sys.executable, "-c", PEER, path, "32", str(os.cpu_count())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield f"{process.stdout.readline().strip()}/v1", process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @contextmanager
 def server(home: Path, *options: str) -> Generator[tuple[str, int]]:
     """`tunesmith serve` on a free port: its URL and process id."""
@@ -186,25 +219,26 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--jobs", type=int, default=1000)
-    parser.add_argument("--engine", action="append", choices=["local", "llama.cpp"])
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "clients": given.clients}
-    models = fetch.resolve(DEFAULT).folder.parent
-    for engine in given.engine or ("local", "llama.cpp"):
-        with tempfile.TemporaryDirectory(prefix="load-") as name:
-            home = Path(name)
-            (home / "models").symlink_to(models)
-            with server(home, "--no-worker", "--engine", engine) as (url, pid):
-                told = asyncio.run(
-                    load(url, DEFAULT, pid, clients=given.clients, seconds=given.seconds)
-                )
-                found[engine] = summary(told, given.seconds)
-                if engine == "local" and given.jobs:
-                    before = resident(pid)
-                    found["jobs"] = jobs(url, given.jobs)
-                    found["jobs"]["memory_mb"] = {"before": before, "after": resident(pid)}
-        print(json.dumps({engine: found[engine]}, indent=2), flush=True)
-    print(json.dumps(found.get("jobs"), indent=2))
+    folder = fetch.resolve(DEFAULT).folder
+    with tempfile.TemporaryDirectory(prefix="load-") as name:
+        home = Path(name)
+        (home / "models").symlink_to(folder.parent)
+        with server(home, "--no-worker") as (url, pid):
+            told = asyncio.run(
+                load(url, DEFAULT, pid, clients=given.clients, seconds=given.seconds)
+            )
+            found["tunesmith"] = summary(told, given.seconds)
+            print(json.dumps(found["tunesmith"], indent=2), flush=True)
+            before = resident(pid)
+            found["jobs"] = jobs(url, given.jobs)
+            found["jobs"]["memory_mb"] = {"before": before, "after": resident(pid)}
+            print(json.dumps(found["jobs"], indent=2), flush=True)
+    with peer(folder) as (url, pid):
+        told = asyncio.run(load(url, DEFAULT, pid, clients=given.clients, seconds=given.seconds))
+        found["llama.cpp"] = summary(told, given.seconds)
+        print(json.dumps(found["llama.cpp"], indent=2), flush=True)
     RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

@@ -60,14 +60,14 @@ print("".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.
 
 schema = {
     "type": "object",
-    "properties": {"topic": {"type": "string", "maxLength": 40}, "urgent": {"type": "boolean"}},
+    "properties": {"topic": {"type": "string", "maxLength": 20}, "urgent": {"type": "boolean"}},
     "required": ["topic", "urgent"],
     "additionalProperties": False,
 }
 answer = client.chat.completions.create(
     model=job.fine_tuned_model,
     messages=messages,
-    max_tokens=120,
+    max_tokens=240,
     response_format={
         "type": "json_schema",
         "json_schema": {"name": "ticket", "schema": schema, "strict": True},
@@ -88,7 +88,7 @@ answer = client.chat.completions.create(
     messages=messages,
     tools=[tool],
     tool_choice="required",
-    max_tokens=120,
+    max_tokens=240,
 )
 for call in answer.choices[0].message.tool_calls or []:
     print(call.function.name, json.loads(call.function.arguments))

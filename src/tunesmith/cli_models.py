@@ -72,18 +72,19 @@ def _show_gguf(made: dict[str, Any]) -> None:
 @models_app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """The catalogue, and every registered model."""
-    from tunesmith.models.catalog import PACKAGED
+    from tunesmith.models.catalog import ENCODERS, PACKAGED
     from tunesmith.models.fetch import home
 
     rows = [
         {
             "name": name,
-            "kind": "base",
+            "kind": kind,
             "here": (home() / "models" / name).is_dir(),
             "licence": item.licence,
             "note": item.note,
         }
-        for name, item in PACKAGED.items()
+        for kind, table in (("base", PACKAGED), ("encoder", ENCODERS))
+        for name, item in table.items()
     ]
     rows += [
         {

@@ -128,8 +128,14 @@ async def serve(
             remedy="Make one: tunesmith keys make NAME --role write",
         )
     with listen(host, port) as listener, Log(logs / "server.jsonl") as log:
-        async with Router(logs=logs, kind=engine, max_rows=max_rows, command=command) as router:
-            settings = Settings.read(home())
+        settings = Settings.read(home())
+        async with Router(
+            logs=logs,
+            kind=engine,
+            max_rows=max_rows,
+            max_waiting=settings.max_waiting,
+            command=command,
+        ) as router:
             app = create_app(
                 router, store, default, logs=logs, settings=settings, loopback=loopback, log=log
             )

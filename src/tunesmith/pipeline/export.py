@@ -179,7 +179,7 @@ def _measured(
     kinds: tuple[tuple[EngineKind, str], ...]
     kinds = ("llama.cpp", "float32" if wide else "auto"), ("local", "float32")
     adapters = {"adapter": adapter} if adapter else {}
-    specs = [EngineSpec(base, "base", adapters, dtype, ROWS, kind) for kind, dtype in kinds]
+    specs = [EngineSpec(base, "base", adapters, dtype, ROWS, kind=kind) for kind, dtype in kinds]
     theirs, ours = asyncio.run(_both(specs, asked))
     gaps: list[float] = []
     for one, other in zip(theirs, ours, strict=True):

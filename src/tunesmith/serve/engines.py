@@ -37,7 +37,7 @@ class EngineSpec:
     """What an engine is to serve.
 
     `name` is what the base is called in requests; `adapters` are loaded at the start; `max_rows`
-    is how many sequences are decoded together; `kind` is what computes.
+    is how many sequences are decoded together and `max_waiting` how many may wait for that; `kind` is what computes.
     """
 
     model: Path
@@ -45,6 +45,7 @@ class EngineSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
     dtype: str = "auto"
     max_rows: int = 32
+    max_waiting: int = 256
     kind: EngineKind = "local"
 
 
@@ -209,6 +210,7 @@ def _written(spec: EngineSpec, key: str) -> dict[str, Any]:
         "adapters": {name: str(folder.resolve()) for name, folder in spec.adapters.items()},
         "dtype": spec.dtype,
         "max_rows": spec.max_rows,
+        "max_waiting": spec.max_waiting,
         "key": key,
         "parent": os.getpid(),
     }

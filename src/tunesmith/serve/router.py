@@ -63,6 +63,7 @@ class Router:
         logs: folder for the engines' logs.
         kind: what computes.
         max_rows: most sequences that an engine decodes together.
+        max_waiting: most that wait for it; more are refused.
         max_adapters: most adapters that an engine holds. Beyond it the one that was used longest ago
             leaves, of those that answer nothing; where all of them answer, none does.
         command: what runs an engine instead of what its kind says.
@@ -74,12 +75,14 @@ class Router:
         logs: Path,
         kind: EngineKind = "local",
         max_rows: int = 32,
+        max_waiting: int = 256,
         max_adapters: int = MAX_ADAPTERS,
         command: Sequence[str] | None = None,
     ) -> None:
         self._logs, self._command = logs, command
         self._kind: EngineKind = kind
         self._max_rows, self._max_adapters = max_rows, max_adapters
+        self._max_waiting = max_waiting
         self._used: dict[tuple[_Held, str], float] = {}
         self._answering: Counter[tuple[_Held, str]] = Counter()
         self._engines: dict[_Held, Engine] = {}
@@ -167,7 +170,12 @@ class Router:
             raise EngineError(failed[1])
         folder, dtype = held
         spec = EngineSpec(
-            folder, deployment.base, dtype=dtype, max_rows=self._max_rows, kind=self._kind
+            folder,
+            deployment.base,
+            dtype=dtype,
+            max_rows=self._max_rows,
+            max_waiting=self._max_waiting,
+            kind=self._kind,
         )
         log = self._logs / f"engine-{folder.name}.log"
         try:
