@@ -312,7 +312,7 @@ def test_the_default_model_is_served_as_it_was_trained(
     texts = ("Name three rivers.", "Why is the sky blue?", "What is 17 + 25?", "Say hello.")
 
     async def first(kind: Any, dtype: str) -> list[tuple[str, float]]:
-        spec = EngineSpec(folder, "base", adapters, dtype, 4, kind)
+        spec = EngineSpec(folder, "base", adapters, dtype, 4, kind=kind)
         async with await engines.start(spec, log=tmp_path / "e.log") as engine:
             return [
                 (await engine.chat(name).greedy([Message("user", text)], 1))[0]
