@@ -178,9 +178,11 @@ ABOUT = """\
 run` says each with its reason and keeps them in recipe.yaml. The rules are in
 [train/auto.py](../src/tunesmith/train/auto.py):
 
-- **learning rate** 10 x 5e-5 x (2000 / width)^0.78, the rate of LoRA from "LoRA Without Regret"
-  (Schulman et al. 2025), which hardly depends on the rank; times the root of the batch over 32
-  (Malladi et al. 2022); times 1.5 in a run of under 100 steps.
+- **learning rate** 10 x 5e-5 x (2000 / width)^1.34: at a width of 2,000 the rate of LoRA from "LoRA
+  Without Regret" (Schulman et al. 2025), which hardly depends on the rank; its exponent of 0.78 was
+  too low for narrow models, as an earlier grid around it showed (docs/lab-log.md); times the root of
+  the batch over 32 (Malladi et al. 2022); times 1.5 in a run of under 150 steps. All weights: a tenth,
+  with the exponent of the source.
 - **rows a step** about 1/32 of the rows, between 4 and 32: adapters suffer from large batches.
 - **epochs** 5 under 400 rows, 4 under 1,000, then 3; early stopping keeps the best checkpoint.
 - **rank** 16, or 32 from a million trained tokens on; alpha 32.

@@ -8,10 +8,10 @@ from tunesmith.train import auto
 
 
 def test_the_rate_worked_by_hand() -> None:
-    # 5e-4 x (2000 / 576)^0.78 = 5e-4 x 2.640
-    assert auto.learning_rate(576, steps=200, batch=32).value == pytest.approx(1.3e-3)
+    # 5e-4 x (2000 / 576)^1.34 = 5e-4 x 5.302
+    assert auto.learning_rate(576, steps=200, batch=32).value == pytest.approx(2.7e-3)
     short = auto.learning_rate(576, steps=50, batch=32)
-    assert short.value == pytest.approx(2e-3)
+    assert short.value == pytest.approx(4e-3)
     assert "50 steps" in short.reason
     assert auto.learning_rate(2000, steps=200, batch=32).value == 5e-4
     # A tenth for all weights.
