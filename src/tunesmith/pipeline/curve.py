@@ -22,7 +22,7 @@ from tunesmith.chat import answer_text
 from tunesmith.data import fingerprint
 from tunesmith.data.examples import Conversation
 from tunesmith.data.split import write_jsonl
-from tunesmith.errors import DiskFull, FolderBusy, TrainingError
+from tunesmith.errors import DiskFull, FolderBusy, TrainerCrashed, TrainingError
 from tunesmith.evaluate import curve, power
 from tunesmith.evaluate.curve import SHARES, Point
 from tunesmith.evaluate.evaluation import Arm, Measured
@@ -84,7 +84,7 @@ def draw(
     if parts:
         try:
             sizes = _train(recipe, model, folder, rows, parts, screen)
-        except (DiskFull, FolderBusy):
+        except (DiskFull, FolderBusy, TrainerCrashed):
             raise
         except TrainingError as error:
             # A part that does not train says nothing against the model that did.
