@@ -87,6 +87,15 @@ def test_intervals_cover_what_twice_the_rows_would_bring(monkeypatch: pytest.Mon
     assert hits >= 54
 
 
+def test_what_is_described_is_drawn() -> None:
+    made = curve.described(*noisy(0.02, 1), metric="exact", goal=0.9)
+    assert made["doubling"]["expected"]["low"] < made["doubling"]["expected"]["value"] < 1
+    drawn = str(curve.drawing(made))
+    assert drawn.count("<circle") == 7
+    assert "forecast for 1,600 rows" in drawn
+    assert curve.drawing({"curve": {"value": None, "reason": "left out"}}) is None
+
+
 def test_what_cannot_be_told_is_said_so() -> None:
     made = curve.described(*noisy(0.05, 3, rows=20), metric="exact", goal=0.85)
     assert made["doubling"]["sentence"].startswith("Whether twice the rows would help cannot be")

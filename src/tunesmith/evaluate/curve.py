@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
+from tunesmith.evaluate import charts
 from tunesmith.evaluate.statistics import Floats, interval
 
 SHARES: Mapping[str, float] = {"quarter": 0.25, "half": 0.5, "all": 1.0}
@@ -154,6 +156,19 @@ def described(
     }
 
 
+def drawing(part: Mapping[str, Any]) -> Markup | None:
+    """The chart of what `described` made; None where there is no curve."""
+    if not isinstance(part["curve"], list):
+        return None
+
+    def scored(entry: Mapping[str, Any], rows: int) -> charts.Scored:
+        return charts.Scored(rows, entry["value"], entry["low"], entry["high"])
+
+    points = [scored(entry, entry["rows"]) for entry in part["curve"]]
+    forecast = scored(part["doubling"]["expected"], part["doubling"]["rows"])
+    return charts.learning(points, forecast, part["rows_for_goal"].get("goal"), part["metric"])
+
+
 def _place(point: Point) -> tuple[int, int]:
     return point.rows, point.seed
 
@@ -171,18 +186,17 @@ def _entry(point: Point, clusters: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _span(values: Floats) -> tuple[float, float]:
-    """95 % of the draws; each end is one of them, as some may be infinite."""
-    drawn = values[1:]
-    low = float(np.quantile(drawn, 0.025, method="lower"))
-    return low, float(np.quantile(drawn, 0.975, method="higher"))
+def _spanned(values: Floats) -> tuple[float, float, float]:
+    """The best fit's value between the ends of 95 % of the draws, each of which is one of them, as
+    some may be infinite; what scores cannot exceed bends the draws, and may leave the fit beyond."""
+    low = float(np.quantile(values[1:], 0.025, method="lower"))
+    high = float(np.quantile(values[1:], 0.975, method="higher"))
+    return min(max(float(values[0]), low), high), low, high
 
 
 def _doubling(found: Fit, metric: str) -> dict[str, Any]:
     gain = found.gain(2.0)
-    low, high = _span(gain)
-    # The highest score bends the draws, and may leave the best fit beyond them.
-    value = min(max(float(gain[0]), low), high)
+    value, low, high = _spanned(gain)
     span = f"{value:+.2f} in {metric} ({low:.2f} to {high:.2f})"
     if low > 0:
         sentence = f"Twice the rows would bring {span}."
@@ -192,13 +206,13 @@ def _doubling(found: Fit, metric: str) -> dict[str, Any]:
         sentence = f"Twice the rows would bring nothing that shows: {span}."
     else:
         sentence = f"Whether twice the rows would help cannot be told: {span}."
-    at = float(found.level[0])
+    then = np.clip(found.level + gain, -math.inf, found.most)
     return {
         "rows": 2 * found.rows,
         "value": value,
         "low": low,
         "high": high,
-        "expected": min(at + value, found.most),
+        "expected": dict(zip(("value", "low", "high"), _spanned(then), strict=True)),
         "exponent": float(found.exponent[0]),
         "sentence": sentence,
     }
@@ -208,8 +222,7 @@ def _for_goal(found: Fit, metric: str, goal: float | None) -> dict[str, Any]:
     if goal is None:
         return {"value": None, "reason": "no evaluate.goal was given"}
     rows, far = found.rows_for(goal), FAR * found.rows
-    low, high = _span(rows)
-    value = min(max(float(rows[0]), low), high)
+    value, low, high = _spanned(rows)
     named = f"{metric} {goal:g}"
     if high <= found.rows:
         sentence = f"The present {found.rows:,} rows are enough for {named} on validation rows."
