@@ -54,6 +54,7 @@ CHANGED: dict[str, Any] = {
     "evaluate.graders": ["exact"],
     "evaluate.limit": 5,
     "evaluate.goal": 0.8,
+    "evaluate.curve": True,
     "evaluate.max_tokens": 32,
     "serve.suffix": "desk",
 }

@@ -198,6 +198,9 @@ class EvaluateSection(_Section):
     """Most test rows that are answered."""
     goal: float | None = None
     """Value of the primary metric to reach; the verdict answers to it."""
+    curve: bool | Auto = "auto"
+    """Whether adapters are trained on a quarter, half and all of the rows with two seeds, to tell what
+    more rows would bring; `auto` is yes where that takes a few minutes, and then less of it."""
     max_tokens: int | Auto = "auto"
     """Longest answer; `auto` is the longest reference with room to spare."""
 

@@ -84,3 +84,29 @@ def test_many_steps_are_thinned_and_the_last_one_is_kept() -> None:
 def test_smoothing_does_not_lag_behind_a_straight_line() -> None:
     line = [(float(step), 3.0 - 0.01 * step) for step in range(200)]
     assert charts.smooth(line) == [(step, pytest.approx(loss)) for step, loss in line]
+
+
+def test_a_learning_curve_shows_each_training_the_forecast_and_the_goal() -> None:
+    points = [
+        charts.Scored(rows, value, value - 0.05, value + 0.05)
+        for rows, value in ((200, 0.4), (200, 0.44), (400, 0.5), (800, 0.58))
+    ]
+    forecast = charts.Scored(1600, 0.62, 0.55, 0.7)
+    page = charts.learning(points, forecast, 0.65, "exact")
+    drawn = ElementTree.fromstring(page).findall("svg")[1]
+    dots = [(dot.attrib["class"], float(dot.attrib["cx"][:-1])) for dot in drawn.iter("circle")]
+    assert [name for name, _ in dots] == ["dot"] * 4 + ["validation"]
+    # Two of one size stand beside each other; each doubling is as wide as the next.
+    at = [(dots[0][1] + dots[1][1]) / 2, *(place for _, place in dots[2:])]
+    assert at == pytest.approx([8, 36, 64, 92])
+    names = [line.attrib["class"] for line in drawn.iter("line")]
+    assert [names.count(name) for name in ("curve", "best", "reference", "span")] == [2, 1, 1, 5]
+    assert [text.text for text in drawn.iter("text")] == ["200", "400", "800", "1,600"]
+    assert drawn.attrib["aria-label"].startswith("exact by training rows: 200 rows 0.400 (0.350")
+    assert "forecast for 1,600 rows 0.620 (0.550 to 0.700)" in drawn.attrib["aria-label"]
+
+
+def test_a_learning_curve_without_forecast_and_goal_is_drawn() -> None:
+    drawn = charts.learning([charts.Scored(100, 0.5, 0.5, 0.5)], None, None, "exact")
+    assert "nan" not in drawn.lower()
+    assert ElementTree.fromstring(drawn) is not None

@@ -1,4 +1,4 @@
-"""The two drawings of the report, as SVG that needs no script: intervals and loss curves.
+"""The drawings of the report, as SVG that needs no script: intervals, loss and learning curves.
 
 Widths are in percent and heights in pixels, so a drawing fills any column and its text keeps its
 size. Colours and strokes are the style sheet's: the elements carry classes only.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -64,7 +64,7 @@ def forest(title: str, intervals: Sequence[Interval], reference: float | None = 
     foot = BAND * len(intervals) + 4
     parts = [
         Markup('<svg class="forest" role="img" aria-label="{}" width="100%" height="{}">').format(
-            title + ": " + "; ".join(f"{line.label} {_read(line)}" for line in intervals),
+            title + ": " + "; ".join(f"{line.label} {_bounds(line)}" for line in intervals),
             foot + AXIS,
         )
     ]
@@ -78,7 +78,9 @@ def forest(title: str, intervals: Sequence[Interval], reference: float | None = 
             Markup(
                 '<g class="{}"><text x="0" y="{}">{}</text>'
                 '<text class="figure" x="100%" y="{}" text-anchor="end">{}</text>'
-            ).format("strong" if line.strong else "", top + 17, _short(line), top + 17, _read(line))
+            ).format(
+                "strong" if line.strong else "", top + 17, _short(line), top + 17, _bounds(line)
+            )
         )
         y = top + 32
         parts.append(_line("span", _percent(line.low, marks), _percent(line.high, marks), y, y))
@@ -99,14 +101,11 @@ def curves(train: Sequence[Point], validation: Sequence[Point], best: float | No
     everything = [*train, *validation]
     rows = ticks(*_span([loss for _, loss in everything]), about=4)
     columns = ticks(0, max(step for step, _ in everything))
-    heights = [(mark, PLOT * (1 - _share(mark, rows)) + 8) for mark in rows]
-    axis = [
-        Markup('<text class="tick" x="100%" y="{:.1f}" text-anchor="end">{:g}</text>').format(
-            y + 4, mark
-        )
-        for mark, y in heights
-    ]
-    parts = [_line("grid", 0, 100, y, y) for _, y in heights]
+
+    def y(loss: float) -> float:
+        return PLOT * (1 - _share(loss, rows)) + 8
+
+    parts = [_line("grid", 0, 100, y(mark), y(mark)) for mark in rows]
     parts += _x_axis(columns, PLOT + 10, lines=False)
     drawn = (("raw", train), ("train", smooth(train)), ("validation", validation))
     paths = [_path(name, points, columns, rows) for name, points in drawn if len(points) > 1]
@@ -116,16 +115,70 @@ def curves(train: Sequence[Point], validation: Sequence[Point], best: float | No
             'preserveAspectRatio="none">{}</svg>'
         ).format(PLOT, Markup("").join(paths))
     )
-    parts += [
-        _dot("validation", _percent(step, columns), PLOT * (1 - _share(loss, rows)) + 8)
-        for step, loss in validation
-    ]
+    parts += [_dot("validation", _percent(step, columns), y(loss)) for step, loss in validation]
     if best is not None:
         parts += _best(best, _percent(best, columns))
-    return Markup(
-        '<div class="plot"><svg aria-hidden="true" width="44" height="{0}">{1}</svg>'
-        '<svg role="img" aria-label="{2}" width="100%" height="{0}">{3}</svg></div>'
-    ).format(PLOT + 36, Markup("").join(axis), _told(train, validation), Markup("").join(parts))
+    return _plot(_left(rows, y), _told(train, validation), parts, PLOT + 36)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A score with its 95 % interval, of a model that learned from so many rows."""
+
+    rows: int
+    value: float
+    low: float
+    high: float
+
+
+def learning(
+    points: Sequence[Scored], forecast: Scored | None, goal: float | None, metric: str
+) -> Markup:
+    """Score against rows, each doubling as wide as the next: points, their means, the forecast.
+
+    Args:
+        points: sorted by rows; several of one size are trainings with other seeds.
+        forecast: what is expected of more rows than any point has.
+        goal: draws a line.
+    """
+    told = [*points, *([forecast] if forecast else [])]
+    edges = [edge for point in told for edge in (point.low, point.high)]
+    marks = ticks(*_span(edges if goal is None else [*edges, goal]), about=4)
+    sizes = sorted({point.rows for point in told})
+    wide = _span([math.log2(rows) for rows in (*sizes, 2 * sizes[0])])
+
+    def x(rows: float) -> float:
+        return 8 + 84 * (math.log2(rows) - wide[0]) / (wide[1] - wide[0])
+
+    def y(value: float) -> float:
+        return PLOT * (1 - _share(value, marks)) + 8
+
+    parts = [_line("grid", 0, 100, y(mark), y(mark)) for mark in marks]
+    parts += [
+        Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="middle">{:,}</text>').format(
+            x(rows), PLOT + 26, rows
+        )
+        for rows in sizes
+    ]
+    if goal is not None:
+        parts.append(_line("reference", 0, 100, y(goal), y(goal)))
+    means = [(rows, _mean([p.value for p in points if p.rows == rows])) for rows in sizes]
+    means = [(rows, value) for rows, value in means if not math.isnan(value)]
+    parts += [
+        _line("curve", x(a), x(b), y(left), y(right))
+        for (a, left), (b, right) in itertools.pairwise(means)
+    ]
+    if forecast is not None:
+        rows, value = means[-1]
+        parts.append(_line("best", x(rows), x(forecast.rows), y(value), y(forecast.value)))
+    for point in told:
+        # Trainings of one size stand beside each other.
+        same = [other for other in points if other.rows == point.rows]
+        shift = 1.6 * (same.index(point) - (len(same) - 1) / 2) if point in same else 0.0
+        at, name = x(point.rows) + shift, "validation" if point is forecast else "dot"
+        parts.append(_line("span", at, at, y(point.low), y(point.high)))
+        parts.append(_dot(name, at, y(point.value)))
+    return _plot(_left(marks, y), _learning_told(points, forecast, metric), parts, PLOT + 36)
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
@@ -140,6 +193,40 @@ def smooth(points: Sequence[Point]) -> list[Point]:
         low, high = index - reach, index + reach + 1
         out.append((step, (sums[high] - sums[low]) / (high - low)))
     return out
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _left(marks: Sequence[float], y: Callable[[float], float]) -> list[Markup]:
+    """The numbers of a vertical axis."""
+    return [
+        Markup('<text class="tick" x="100%" y="{:.1f}" text-anchor="end">{:g}</text>').format(
+            y(mark) + 4, mark
+        )
+        for mark in marks
+    ]
+
+
+def _plot(axis: Sequence[Markup], told: str, parts: Sequence[Markup], height: int) -> Markup:
+    """A vertical axis with the drawing beside it; `told` is for those who do not see it."""
+    return Markup(
+        '<div class="plot"><svg aria-hidden="true" width="44" height="{0}">{1}</svg>'
+        '<svg role="img" aria-label="{2}" width="100%" height="{0}">{3}</svg></div>'
+    ).format(height, Markup("").join(axis), told, Markup("").join(parts))
+
+
+def _learning_told(points: Sequence[Scored], forecast: Scored | None, metric: str) -> str:
+    told = [f"{p.rows:,} rows {_bounds(p)}" for p in points]
+    if forecast is not None:
+        told.append(f"forecast for {forecast.rows:,} rows {_bounds(forecast)}")
+    return f"{metric} by training rows: " + "; ".join(told)
+
+
+def _bounds(part: Interval | Scored) -> str:
+    value, low, high = (number(float(edge)) for edge in (part.value, part.low, part.high))
+    return f"{value} ({low} to {high})"
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -213,11 +300,6 @@ def _told(train: Sequence[Point], validation: Sequence[Point]) -> str:
         if points
     ]
     return "Loss curves: " + "; ".join(told)
-
-
-def _read(line: Interval) -> str:
-    value, low, high = (number(float(part)) for part in (line.value, line.low, line.high))
-    return f"{value} ({low} to {high})"
 
 
 def _short(line: Interval) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import DataError, ModelError
+from tunesmith.evaluate import power
 from tunesmith.models import fetch
 from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import prepare
@@ -56,12 +57,28 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
         "masked_tokens": ledger.masked if ledger else missing,
         "truncated_rows": 0,
     }
+    findings = report.to_json()
+    if recipe.method.type == "sft":
+        findings.append(_power(len(prepared.split.test)))
+        screen.say(findings[-1]["message"])
     refused = None
     try:
         prepare.refuse(prepared, recipe.reading, report)
     except DataError as error:
         refused = error
-    return Checked({"data": data, "findings": report.to_json()}, refused)
+    return Checked({"data": data, "findings": findings}, refused)
+
+
+def _power(rows: int) -> dict[str, Any]:
+    """What the test rows could tell if two arms had nothing in common; most have, and tell more."""
+    told = power.described(power.worst(rows))
+    return {
+        "check": "power",
+        "severity": "note",
+        "rows": [],
+        "message": f"At worst, {told.get('sentence') or told['reason'] + '.'}",
+        "remedy": "The report says what they told.",
+    }
 
 
 def _unreadable(error: DataError) -> Checked:

@@ -298,7 +298,7 @@ def resolve_auto(
     count = steps(rows, batch, epochs)
     full = recipe.method.adapter == "full"
     weight = ledger.trained / rows / auto.TEXT_ROW if of_text else 1
-    rate = auto.learning_rate(_width(model.folder), count, batch * weight, full=full)
+    rate = auto.learning_rate(width(model.folder), count, batch * weight, full=full)
     settle("train.learning_rate", train.learning_rate, rate)
     settle("train.save_every", train.save_every, auto.save_every(count))
     settle("train.max_batch_tokens", train.max_batch_tokens, auto.max_batch_tokens())
@@ -347,6 +347,7 @@ def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec, template: Chat
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _width(folder: Path) -> int:
+def width(folder: Path) -> int:
+    """Of a model's hidden states."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(config.get("text_config", config)["hidden_size"])

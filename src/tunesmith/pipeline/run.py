@@ -22,7 +22,7 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, learn, machine, measure, prepare
+from tunesmith.pipeline import conclude, curve, learn, machine, measure, prepare
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -170,15 +170,26 @@ def train(run: Run) -> None:
     run.recipe = learn.train(run.recipe, run.model, run.folder, run.screen.event)
 
 
+def draw_curve(run: Run) -> None:
+    """Trainings on parts of the rows, where they are asked for or cheap."""
+    rows = curve.Rows(run.rows("train"), run.rows("validation"))
+    run.recipe = curve.draw(
+        run.recipe, run.model, run.folder, rows, run.screen, lambda engine: _bench(run, engine)
+    )
+
+
 def compare(run: Run) -> None:
     """All arms on the test rows, once; the server held to what the trainer said."""
     found = asyncio.run(_compare(run))
     run.report = conclude.build(
         run.folder, run.recipe, run.model, run.prepared.counts(), run.tuned, found
     )
+    run.report["data_enough"] = curve.data_enough(
+        run.folder, run.recipe, found.arms, found.chosen.primary
+    )
 
 
-STEPS = (("explore", explore), ("train", train), ("compare", compare))
+STEPS = (("explore", explore), ("train", train), ("curve", draw_curve), ("compare", compare))
 
 
 def finish(run: Run, store: Store) -> None:
@@ -233,7 +244,7 @@ async def _engines(run: Run, *, tuned: bool) -> AsyncGenerator[engines.Engines]:
         yield engines.Engines(started)
 
 
-def _bench(run: Run, engine: engines.Engines) -> Bench:
+def _bench(run: Run, engine: engines.Engine | engines.Engines) -> Bench:
     rows = run.rows("train")
     return Bench(
         engine=engine,
