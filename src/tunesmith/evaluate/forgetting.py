@@ -190,6 +190,8 @@ def kl(found: Sequence[Rollout], seed: int = 0) -> Interval:
     below 0 by chance. The interval resamples prompts.
     """
     sums = np.array([[math.fsum(r.ratios), len(r.ratios)] for r in found], np.float64)
+    if not sums[:, 0].any():
+        return Interval(0.0, 0.0, 0.0, int(sums[:, 1].sum()))
     spread = statistics.corpus_interval(sums, _mean, [rollout.prompt for rollout in found], seed)
     return replace(spread, n=int(sums[:, 1].sum()))
 

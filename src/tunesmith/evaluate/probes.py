@@ -123,7 +123,7 @@ def _asked(row: Mapping[str, Any]) -> str:
         return str(next(turn["content"] for turn in row["messages"] if turn["role"] == "user"))
     if "turns" in row:
         return str(row["turns"][0])
-    return str(next(row[key] for key in ("prompt", "input", "question") if key in row))
+    return str(row[next((key for key in ("input", "question") if key in row), "prompt")])
 
 
 def passes(output: str, check: Mapping[str, Any]) -> bool:
