@@ -194,7 +194,8 @@ class EngineClient(OpenAIChat):
         except openai.OpenAIError as error:
             raise self._failed("a text's log-probabilities", error) from error
         told = answer.choices[0].logprobs
-        return [value for value in (told and told.token_logprobs) or () if value is not None]
+        # Nothing is before the first token: it has none.
+        return list((told and told.token_logprobs) or ())[1:]
 
 
 async def add_adapter(client: AsyncOpenAI, name: str, folder: str) -> None:

@@ -84,3 +84,12 @@ def test_many_steps_are_thinned_and_the_last_one_is_kept() -> None:
 def test_smoothing_does_not_lag_behind_a_straight_line() -> None:
     line = [(float(step), 3.0 - 0.01 * step) for step in range(200)]
     assert charts.smooth(line) == [(step, pytest.approx(loss)) for step, loss in line]
+
+
+def test_a_trade_off_has_a_dot_and_a_label_for_each_spot() -> None:
+    spots = [("0", 0.0, 0.2), ("0.5", 0.1, 0.7), ("1", 0.4, 0.8)]
+    drawn = ElementTree.fromstring(charts.tradeoff("exact", spots))
+    assert len(drawn.findall(".//circle")) == 3
+    assert len(drawn.findall(".//line[@class='span']")) == 2
+    assert {"0", "0.5", "1"} <= {text.text for text in drawn.findall(".//text")}
+    ElementTree.fromstring(charts.tradeoff("exact", spots[:1]))

@@ -21,7 +21,7 @@ def test_the_shipped_probes_are_of_every_kind_and_none_is_there_twice() -> None:
     }
     assert len({probe.id for probe in probes}) == len({p.prompt or p.text for p in probes}) == 218
     assert all(probe.open == (probe.suite == "open") for probe in probes)
-    assert all(probe.prompt and not probe.text or probe.suite == "text" for probe in probes)
+    assert all((probe.prompt and not probe.text) or probe.suite == "text" for probe in probes)
 
 
 def test_the_right_choice_has_no_favourite_place() -> None:

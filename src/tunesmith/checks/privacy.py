@@ -87,14 +87,17 @@ def kinds(text: str) -> frozenset[Kind]:
 
 def matches(text: str) -> Iterator[tuple[Kind, str]]:
     """Each find of `kinds` with the text that was found."""
-    if "@" in text:
-        for name, domain in _EMAIL.findall(text):
-            if _is_person(name, domain):
-                yield "email", f"{name}@{domain}"
-    if any(mark in text for mark in _KEY_MARKS):
-        yield from (("key", found) for found in _KEYS.findall(text) if "EXAMPLE" not in found)
-    if not _SEVEN_DIGITS.search(text):
-        return
+    for name, domain in _EMAIL.findall(text) if "@" in text else ():
+        if _is_person(name, domain):
+            yield "email", f"{name}@{domain}"
+    for found in _KEYS.findall(text) if any(mark in text for mark in _KEY_MARKS) else ():
+        if "EXAMPLE" not in found:
+            yield "key", found
+    if _SEVEN_DIGITS.search(text):
+        yield from _numbers(text)
+
+
+def _numbers(text: str) -> Iterator[tuple[Kind, str]]:
     rest = text
     checked: tuple[tuple[Kind, re.Pattern[str], Callable[[str], bool]], ...]
     checked = (("iban", _IBAN, is_iban), ("card", _CARD, is_card))

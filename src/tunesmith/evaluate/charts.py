@@ -1,4 +1,4 @@
-"""The two drawings of the report, as SVG that needs no script: intervals and loss curves.
+"""The drawings of the report, as SVG that needs no script: intervals, loss curves, a trade-off.
 
 Widths are in percent and heights in pixels, so a drawing fills any column and its text keeps its
 size. Colours and strokes are the style sheet's: the elements carry classes only.
@@ -126,6 +126,43 @@ def curves(train: Sequence[Point], validation: Sequence[Point], best: float | No
         '<div class="plot"><svg aria-hidden="true" width="44" height="{0}">{1}</svg>'
         '<svg role="img" aria-label="{2}" width="100%" height="{0}">{3}</svg></div>'
     ).format(PLOT + 36, Markup("").join(axis), _told(train, validation), Markup("").join(parts))
+
+
+def tradeoff(metric: str, spots: Sequence[tuple[str, float, float]]) -> Markup:
+    """What the task gains against how far the model moves: a dot each, joined in their order.
+
+    Args:
+        metric: of the task, for those who cannot see.
+        spots: (label, nats a token from the base, value of the metric), at least one.
+    """
+    rows = ticks(*_span([value for _, _, value in spots]), about=4)
+    columns = ticks(*_span([0.0, *(away for _, away, _ in spots)]))
+    heights = [(mark, PLOT * (1 - _share(mark, rows)) + 8) for mark in rows]
+    axis = [
+        Markup('<text class="tick" x="100%" y="{:.1f}" text-anchor="end">{:g}</text>').format(
+            y + 4, mark
+        )
+        for mark, y in heights
+    ]
+    parts = [_line("grid", 0, 100, y, y) for _, y in heights]
+    parts += _x_axis(columns, PLOT + 10, lines=False)
+    places = [
+        (label, _percent(away, columns), PLOT * (1 - _share(value, rows)) + 8)
+        for label, away, value in spots
+    ]
+    for (_, x1, y1), (_, x2, y2) in itertools.pairwise(places):
+        parts.append(_line("span", x1, x2, y1, y2))
+    mark = Markup('<text x="{:.2f}%" y="{:.1f}" text-anchor="{}">{}</text>')
+    for label, x, y in places:
+        parts += [_dot("dot", x, y), mark.format(x, y - 8, _anchor(x), label)]
+    told = "; ".join(
+        f"{label}: {metric} {number(float(value))} at {number(float(away))} nats"
+        for label, away, value in spots
+    )
+    return Markup(
+        '<div class="plot"><svg aria-hidden="true" width="44" height="{0}">{1}</svg>'
+        '<svg role="img" aria-label="{2}" width="100%" height="{0}">{3}</svg></div>'
+    ).format(PLOT + 36, Markup("").join(axis), told, Markup("").join(parts))
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:

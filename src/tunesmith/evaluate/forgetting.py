@@ -21,7 +21,8 @@ SCORE = "score"
 """The metric of all probes together that are right or wrong."""
 ANSWER_TOKENS = 48
 """Longest answer to a probe."""
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Probed(ChatModel, TextScorer, Protocol):
@@ -227,7 +228,8 @@ def over_budget(
         max_loss: how much of the general score may be lost.
     """
     reasons: list[str] = []
-    moved, score = forgetting.get("kl"), forgetting.get("general", {}).get(SCORE)
+    moved: Any = forgetting.get("kl")
+    score = forgetting.get("general", {}).get(SCORE)
     if max_kl is not None and not isinstance(moved, int | float):
         reasons.append(
             "how far it moved from the base was not measured, and may not be over a budget"

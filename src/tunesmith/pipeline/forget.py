@@ -75,12 +75,18 @@ async def measure(
 
     async def answers(name: str, model: EngineClient) -> dict[str, Answer]:
         return await forgetting.ask(
-            model, asked, progress=lambda *n: bench.told(f"general ability, {name}", *n)
+            model,
+            asked,
+            progress=lambda done, total: bench.told(f"general ability, {name}", done, total),
         )
 
     before, after = await answers("base", base), await answers("tuned", own)
     moved = await forgetting.rollouts(
-        own, base, asked, seed=seed, progress=lambda *n: bench.told("distance to the base", *n)
+        own,
+        base,
+        asked,
+        seed=seed,
+        progress=lambda done, total: bench.told("distance to the base", done, total),
     )
     again = await _again(bench, base, own)
     found = {
@@ -177,7 +183,7 @@ async def _again(bench: Bench, base: EngineClient, tuned: EngineClient) -> list[
         rows,
         one,
         concurrency=CONCURRENCY,
-        progress=lambda *n: bench.told("training prompts again", *n),
+        progress=lambda done, total: bench.told("training prompts again", done, total),
     )
 
 
