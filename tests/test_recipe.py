@@ -49,6 +49,8 @@ CHANGED: dict[str, Any] = {
     "train.activation_checkpointing": True,
     "train.processes": 2,
     "train.sharding": "full",
+    "train.replay": 0.1,
+    "train.canaries": 4,
     "train.seed": 3,
     "evaluate.arms": ["base", "tuned"],
     "evaluate.graders": ["exact"],
@@ -56,6 +58,12 @@ CHANGED: dict[str, Any] = {
     "evaluate.goal": 0.8,
     "evaluate.curve": True,
     "evaluate.max_tokens": 32,
+    "forgetting.probe": False,
+    "forgetting.probes": ["own.jsonl"],
+    "forgetting.limit": 7,
+    "forgetting.tradeoff": False,
+    "forgetting.max_kl": 0.2,
+    "forgetting.max_loss": 0.05,
     "serve.suffix": "desk",
 }
 ONE_VALUE = {"serve.engine"}

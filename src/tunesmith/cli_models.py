@@ -29,12 +29,15 @@ def export(
         Literal["auto", "bfloat16", "float32"],
         typer.Option(help="Of merged weights; GGUF has float32 or, as auto, float16."),
     ] = "auto",
+    scale: Annotated[
+        float, typer.Option(help="How much of the adapter: below 1 it forgets less.")
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """A tuned model as files for other programs."""
     from tunesmith.pipeline import export as exporting
 
-    made = exporting.export(model, to, folder, dtype=dtype)
+    made = exporting.export(model, to, folder, dtype=dtype, scale=scale)
     if as_json:
         print_json(made)
         return

@@ -181,6 +181,22 @@ class EngineClient(OpenAIChat):
         """Natural-log probability of each token of `answer`, the end-of-turn token included."""
         return list((await self.score(messages, answer, tools)).logprobs)
 
+    async def text_logprobs(self, text: str) -> list[float]:
+        """Natural-log probability of each token of a text behind the first, without a template.
+
+        Raises:
+            EngineError: the engine cannot be reached or refuses.
+        """
+        try:
+            answer = await self._client.completions.create(
+                model=self.model, prompt=text, max_tokens=0, echo=True, logprobs=0
+            )
+        except openai.OpenAIError as error:
+            raise self._failed("a text's log-probabilities", error) from error
+        told = answer.choices[0].logprobs
+        # Nothing is before the first token: it has none.
+        return list((told and told.token_logprobs) or ())[1:]
+
 
 async def add_adapter(client: AsyncOpenAI, name: str, folder: str) -> None:
     """Load a LoRA folder into an engine process under a name.

@@ -178,6 +178,11 @@ class TrainSection(_Section):
     sharding: Literal["none", "full"] = "none"
     """`full` is FSDP2: each process holds a part of all weights, gradients and of Adam's state, and
     gathers a layer when it runs (Rajbhandari et al. 2020, arXiv:1910.02054); `none`, all of them."""
+    replay: float = Field(default=0.0, ge=0, le=1)
+    """General rows beside the training rows, as a share of them: prompts that ship with tunesmith,
+    answered by the base itself, so that it forgets less."""
+    canaries: int = Field(default=0, ge=0, le=100)
+    """Made-up secrets trained as rows of their own, to see whether the model learns rows by heart."""
     seed: int = 0
     """Seed of the split, the order of rows and the adapter's start."""
 
@@ -205,6 +210,25 @@ class EvaluateSection(_Section):
     """Longest answer; `auto` is the longest reference with room to spare."""
 
 
+class ForgettingSection(_Section):
+    """What tuning may have cost the model: general ability before and after, and memory."""
+
+    probe: bool = True
+    """Whether it is measured."""
+    probes: tuple[str, ...] = ()
+    """Files of your own probes, beside those that ship: rows of {prompt, reference}, {question,
+    choices, answer}, {prompt} or {text}."""
+    limit: int = Field(default=50, ge=1)
+    """Most rows of each file of your own."""
+    tradeoff: bool = True
+    """Whether the adapter is also measured at a quarter, a half and three quarters of its scale."""
+    max_kl: float | None = Field(default=None, ge=0)
+    """Most nats a token that the tuned model may be from the base on general prompts, for the
+    verdict."""
+    max_loss: float | None = Field(default=None, ge=0)
+    """Most of the general score (0 to 1) that it may lose, for the verdict."""
+
+
 class ServeSection(_Section):
     """How the tuned model answers, and under which name."""
 
@@ -222,6 +246,7 @@ class Recipe(_Section):
     method: Method = SFT()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    forgetting: ForgettingSection = ForgettingSection()
     serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")

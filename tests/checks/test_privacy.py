@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.checks import privacy
 from tunesmith.checks.privacy import Privacy, is_card, is_iban, kinds
 from tunesmith.checks.row import look
 from tunesmith.data.examples import Conversation
@@ -77,3 +78,12 @@ def test_rows_are_named_once_a_kind_and_what_was_found_is_not_repeated(
     (finding,) = privacy.findings()
     assert (finding.severity, finding.rows, finding.count) == ("warning", ("rows.jsonl:5",), 1)
     assert mail not in finding.message + finding.remedy
+
+
+def test_what_was_found_is_told_to_those_who_ask_for_it() -> None:
+    text = "ann@corp.org, nobody@example.org, +49 30 901820 and 5500 0055 5555 5559"
+    assert set(privacy.matches(text)) == {
+        ("email", "ann@corp.org"),
+        ("phone", "+49 30 901820"),
+        ("card", "5500 0055 5555 5559"),
+    }

@@ -110,3 +110,12 @@ def test_a_learning_curve_without_forecast_and_goal_is_drawn() -> None:
     drawn = charts.learning([charts.Scored(100, 0.5, 0.5, 0.5)], None, None, "exact")
     assert "nan" not in drawn.lower()
     assert ElementTree.fromstring(drawn) is not None
+
+
+def test_a_trade_off_has_a_dot_and_a_label_for_each_spot() -> None:
+    spots = [("0", 0.0, 0.2), ("0.5", 0.1, 0.7), ("1", 0.4, 0.8)]
+    drawn = ElementTree.fromstring(charts.tradeoff("exact", spots))
+    assert len(drawn.findall(".//circle")) == 3
+    assert len(drawn.findall(".//line[@class='span']")) == 2
+    assert {"0", "0.5", "1"} <= {text.text for text in drawn.findall(".//text")}
+    ElementTree.fromstring(charts.tradeoff("exact", spots[:1]))

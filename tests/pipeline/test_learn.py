@@ -41,6 +41,8 @@ OTHER = {
     "train.activation_checkpointing": True,
     "train.processes": 2,
     "train.sharding": "full",
+    "train.replay": 0.5,
+    "train.canaries": 3,
     "train.seed": 12,
 }
 FIRST = {
@@ -70,6 +72,7 @@ def test_trap_31_each_training_setting_reaches_the_training_process(
         other = learn.spec_of(asked, fetch.resolve(str(model)), RunFolder(Path(spec.out)))
         changed = [f.name for f in fields(spec) if getattr(spec, f.name) != getattr(other, f.name)]
         names = {"method.type": ["method", "heldout"], "method.adapter": ["dora"]}
+        names |= {"train.replay": ["extra"], "train.canaries": ["extra"]}
         assert changed == names.get(key, [key.split(".")[1]])
     full = {key: value for key, value in FIRST.items() if key != "method.rank"}
     asked = recipes.with_values(Recipe(), {**full, "method.adapter": "full"})

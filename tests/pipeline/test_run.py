@@ -65,7 +65,7 @@ def test_the_recipe_in_force_has_the_numbers_that_auto_became(made: Any) -> None
 
 def test_timings_sum_to_the_wall_time(made: Any) -> None:
     timings = made.report["timings"]
-    assert list(timings) == ["explore", "train", "curve", "compare"]
+    assert list(timings) == ["explore", "train", "curve", "probe", "compare"]
     # `run` itself has the check as a stage; here it is part of the first.
     assert sum(timings.values()) == pytest.approx(made.seconds, abs=0.2)
 

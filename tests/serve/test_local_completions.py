@@ -7,6 +7,8 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import Completion
 
+from tunesmith.client import EngineClient
+
 
 def test_a_text_is_gone_on_with(served: Any, strictly: Any) -> None:
     async def test(client: AsyncOpenAI) -> None:
@@ -54,6 +56,8 @@ def test_a_text_that_is_said_again_carries_the_log_probabilities_of_its_tokens(
         more: Any = longer.choices[0].logprobs.token_logprobs
         assert more[1:3] == pytest.approx(values[1:], abs=1e-6)
         assert len(more) == 6
+        ours = await EngineClient(client, "base").text_logprobs("abc")
+        assert ours == pytest.approx(values[1:])
 
     served(test)
 

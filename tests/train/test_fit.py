@@ -193,6 +193,7 @@ ELSEWHERE = {
     "model": "every test here",
     "train": "test_the_rows_of_both_files_are_used",
     "validation": "test_the_rows_of_both_files_are_used",
+    "extra": "test_extra_rows_are_trained_beside_the_others",
     "out": "every test here",
     "device": "test_a_device_that_is_not_there_is_not_ignored",
     "patience": "test_training_stops_when_validation_has_not_improved_for_long",
@@ -261,6 +262,13 @@ def test_the_rows_of_both_files_are_used(
     swapped = run(spec_of(tmp_path / "swapped", train=spec.validation, validation=spec.train))
     assert swapped[0]["rows"] == 4
     assert of(swapped, "validation")[0]["loss"] != of(plain[1], "validation")[0]["loss"]
+
+
+def test_extra_rows_are_trained_beside_the_others(spec_of: Spec, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "plain")
+    events = run(spec_of(tmp_path, extra=spec.validation))
+    assert events[0]["rows"] == 22 + 4
+    assert sum(step["rows"] for step in of(events, "step")) == 2 * 26
 
 
 def test_trap_38_a_base_that_cannot_share_is_trained_row_by_row_and_says_why(

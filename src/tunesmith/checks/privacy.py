@@ -82,26 +82,33 @@ def kinds(text: str) -> frozenset[Kind]:
     Phone numbers are those of any country in international form, and North American ones that
     are written in groups: bare digits are more often orders than phones.
     """
-    found: set[Kind] = set()
-    if "@" in text and any(_is_person(*match) for match in _EMAIL.findall(text)):
-        found.add("email")
-    if any(mark in text for mark in _KEY_MARKS) and any(
-        "EXAMPLE" not in match for match in _KEYS.findall(text)
-    ):
-        found.add("key")
-    if not _SEVEN_DIGITS.search(text):
-        return frozenset(found)
+    return frozenset(kind for kind, _ in matches(text))
+
+
+def matches(text: str) -> Iterator[tuple[Kind, str]]:
+    """Each find of `kinds` with the text that was found."""
+    for name, domain in _EMAIL.findall(text) if "@" in text else ():
+        if _is_person(name, domain):
+            yield "email", f"{name}@{domain}"
+    for found in _KEYS.findall(text) if any(mark in text for mark in _KEY_MARKS) else ():
+        if "EXAMPLE" not in found:
+            yield "key", found
+    if _SEVEN_DIGITS.search(text):
+        yield from _numbers(text)
+
+
+def _numbers(text: str) -> Iterator[tuple[Kind, str]]:
     rest = text
     checked: tuple[tuple[Kind, re.Pattern[str], Callable[[str], bool]], ...]
     checked = (("iban", _IBAN, is_iban), ("card", _CARD, is_card))
     for kind, pattern, holds in checked:
         for match in pattern.finditer(rest):
             if holds(match.group()):
-                found.add(kind)
+                yield kind, match.group()
                 rest = rest.replace(match.group(), " ")
-    if any(_is_phone(shape) for shape in _PHONE_SHAPE.findall(_DATE.sub("|", rest))):
-        found.add("phone")
-    return frozenset(found)
+    for shape in _PHONE_SHAPE.findall(_DATE.sub("|", rest)):
+        if _is_phone(shape):
+            yield "phone", shape
 
 
 def _is_person(name: str, domain: str) -> bool:

@@ -1,4 +1,4 @@
-"""The drawings of the report, as SVG that needs no script: intervals, loss and learning curves.
+"""The drawings of the report, as SVG that needs no script: intervals, curves, a trade-off.
 
 Widths are in percent and heights in pixels, so a drawing fills any column and its text keeps its
 size. Colours and strokes are the style sheet's: the elements carry classes only.
@@ -179,6 +179,34 @@ def learning(
         parts.append(_line("span", at, at, y(point.low), y(point.high)))
         parts.append(_dot(name, at, y(point.value)))
     return _plot(_left(marks, y), _learning_told(points, forecast, metric), parts, PLOT + 36)
+
+
+def tradeoff(metric: str, spots: Sequence[tuple[str, float, float]]) -> Markup:
+    """What the task gains against how far the model moves: a dot each, joined in their order.
+
+    Args:
+        metric: of the task, for those who cannot see.
+        spots: (label, nats a token from the base, value of the metric), at least one.
+    """
+    rows = ticks(*_span([value for _, _, value in spots]), about=4)
+    columns = ticks(*_span([0.0, *(away for _, away, _ in spots)]))
+
+    def y(value: float) -> float:
+        return PLOT * (1 - _share(value, rows)) + 8
+
+    parts = [_line("grid", 0, 100, y(mark), y(mark)) for mark in rows]
+    parts += _x_axis(columns, PLOT + 10, lines=False)
+    places = [(label, _percent(away, columns), y(value)) for label, away, value in spots]
+    for (_, x1, y1), (_, x2, y2) in itertools.pairwise(places):
+        parts.append(_line("span", x1, x2, y1, y2))
+    mark = Markup('<text x="{:.2f}%" y="{:.1f}" text-anchor="{}">{}</text>')
+    for label, x, height in places:
+        parts += [_dot("dot", x, height), mark.format(x, height - 8, _anchor(x), label)]
+    told = "; ".join(
+        f"{label}: {metric} {number(float(value))} at {number(float(away))} nats"
+        for label, away, value in spots
+    )
+    return _plot(_left(rows, y), told, parts, PLOT + 36)
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:

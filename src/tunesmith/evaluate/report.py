@@ -94,6 +94,7 @@ def render(
         ),
         curves=_curves(events, report),
         validations=_losses(events, "validation"),
+        tradeoff=_tradeoff(report),
         picked=pick(samples, primary),
         totals={group: sum(row.group == group for row in rows) for group in ORDER},
         pair=_pair(samples),
@@ -274,6 +275,19 @@ def _curves(events: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> M
     over = report.get("overfitting")
     best = _finite(over.get("best_step")) if isinstance(over, Mapping) else None
     return charts.curves(train, validation, best)
+
+
+def _tradeoff(report: Mapping[str, Any]) -> Markup | None:
+    lost = report.get("forgetting")
+    curve = lost.get("tradeoff") if isinstance(lost, Mapping) else None
+    if not isinstance(curve, Mapping) or _is_missing(curve):
+        return None
+    spots = [
+        (f"{point['scale']:g}", point["kl"]["value"], point["task"]["value"])
+        for point in curve["points"]
+        if point["kl"] and point["task"]
+    ]
+    return charts.tradeoff(str(curve["metric"]), spots) if spots else None
 
 
 def _severity(finding: Mapping[str, Any]) -> int:

@@ -9,10 +9,12 @@ from itertools import combinations
 from typing import Any
 
 from tunesmith.advise import Advice
+from tunesmith.evaluate import forgetting
 from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, verdict
 from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
+from tunesmith.pipeline import forget
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
@@ -65,7 +67,9 @@ def build(
 ) -> dict[str, Any]:
     """report.json as the contract has it."""
     comparisons = found.comparisons()
-    said = found.verdict(comparisons, recipe.evaluate.goal)
+    cost, budget = forget.parts(folder, found.arms), recipe.forgetting
+    reason = forgetting.over_budget(cost["forgetting"], budget.max_kl, budget.max_loss)
+    said = forgetting.held_to(found.verdict(comparisons, recipe.evaluate.goal), reason)
     events = folder.events()
     ledger = folder.read_json("ledger.json")
     noise = asdict(found.noise) if found.noise else _missing("the base was not among the arms")
@@ -88,7 +92,7 @@ def build(
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "noise": noise,
         "parity": asdict(found.parity) if found.parity else _missing("the tuned arm was left out"),
-        "forgetting": _missing("general ability was not measured in this run"),
+        **cost,
         "overfitting": overfitting(events),
         "advice": {"approach": found.advice.approach, "reasons": list(found.advice.reasons)},
         "verdict": {"ship": said.ship, "sentence": said.sentence},

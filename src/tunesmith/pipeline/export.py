@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from tunesmith.data.split import read_jsonl
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.models import fetch, gguf, terms
 from tunesmith.models.lifetime import environment
+from tunesmith.pipeline.scale import write_scaled
 from tunesmith.serve import engines
 from tunesmith.serve.engines import EngineKind, EngineSpec
 from tunesmith.store import RegisteredModel, Store
@@ -41,20 +42,24 @@ ANSWER = 16
 """Tokens of each answer that are compared."""
 
 
-def export(name: str, to: Form, out: Path, *, dtype: str = "auto") -> dict[str, Any]:
+def export(
+    name: str, to: Form, out: Path, *, dtype: str = "auto", scale: float = 1.0
+) -> dict[str, Any]:
     """Write a registered model to a folder that is not there yet.
 
     Args:
         to: `adapter` is PEFT's format, `merged` a model of transformers with the adapter in its
             weights, `gguf` the files of llama.cpp: the base, and the adapter beside it.
         dtype: of merged weights; `auto` is what the base's files hold. Of GGUF, `float32` or float16.
+        scale: how much of the adapter; less of it forgets less.
 
     Returns:
         {"out"}, and how far the files are from the model: where weights were merged (merge.Merged),
         and for GGUF (Off).
 
     Raises:
-        UsageError: there is no such model, the folder is taken, or there is no adapter to write.
+        UsageError: there is no such model, the folder is taken, or there is no adapter to write or
+            to scale.
         ModelError: the merged weights do not answer as the adapter does, or GGUF cannot hold them.
     """
     with Store.at(fetch.home()) as store:
@@ -67,6 +72,17 @@ def export(name: str, to: Form, out: Path, *, dtype: str = "auto") -> dict[str, 
         raise UsageError(
             f"{name} has no adapter: all its weights were trained", expected="--to merged"
         )
+    if scale != 1:
+        if found.adapter_folder is None:
+            raise UsageError(f"{name} has no adapter to scale: all its weights were trained")
+        with tempfile.TemporaryDirectory(prefix="tunesmith-export-") as scratch:
+            part = Path(scratch) / "adapter"
+            write_scaled(Path(found.adapter_folder), part, scale)
+            return _export(replace(found, adapter_folder=str(part)), to, out, dtype)
+    return _export(found, to, out, dtype)
+
+
+def _export(found: RegisteredModel, to: Form, out: Path, dtype: str) -> dict[str, Any]:
     if to == "gguf":
         return _gguf(found, out, dtype)
     if found.adapter_folder is None or to == "adapter":

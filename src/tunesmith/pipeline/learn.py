@@ -19,6 +19,7 @@ from tunesmith import recipe as recipes
 from tunesmith.errors import DiskFull, FolderBusy, TrainerCrashed, TrainingError
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.lifetime import environment
+from tunesmith.pipeline import extra
 from tunesmith.pipeline.folder import Event, RunFolder
 from tunesmith.recipe import Recipe
 from tunesmith.train.lock import hold
@@ -42,6 +43,7 @@ def spec_of(recipe: Recipe, model: ModelSpec, folder: RunFolder) -> TrainSpec:
         out=str(folder.path),
         method=method.type,
         heldout=str(tested) if method.type == "cpt" else "",
+        extra=str(folder.data / extra.FILE) if train.replay or train.canaries else "",
         dtype=recipe.model.dtype,
         full=method.adapter == "full",
         embeddings=method.embeddings is True,
@@ -105,6 +107,7 @@ def train(
             folder.write(folder.recipe.name, recipes.dump(recipe))
         happened(event)
 
+    extra.write(recipe, model, folder)
     learn(replace(spec_of(recipe, model, folder), snapshots=snapshots), folder, told)
     return recipe
 

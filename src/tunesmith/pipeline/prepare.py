@@ -79,13 +79,18 @@ def learnable(recipe: Recipe) -> None:
     """Refuse rows that the method does not learn from, before any is read.
 
     Raises:
-        UsageError: text, with a method that learns from demonstrations.
+        UsageError: text, with a method that learns from demonstrations; or the other way round.
     """
     if recipe.data.format == "text" and recipe.method.type != "cpt":
         raise UsageError(
             f"data.format=text with method.type={recipe.method.type}",
             expected="demonstrations",
             remedy="To learn from text as it is, type --set method.type=cpt.",
+        )
+    if recipe.method.type == "cpt" and (recipe.train.replay or recipe.train.canaries):
+        raise UsageError(
+            "train.replay or train.canaries with method.type=cpt",
+            expected="method.type=sft: their rows are demonstrations",
         )
 
 

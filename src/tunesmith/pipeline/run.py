@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, curve, learn, machine, measure, prepare
+from tunesmith.pipeline import conclude, curve, forget, learn, machine, measure, prepare
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -81,6 +81,7 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     """
     began = time.monotonic()
     prepare.comparable(recipe)
+    forget.gather(recipe)
     under_way = open_run(recipe, out=out, screen=screen, command=command)
     folder = under_way.folder
     if folder.finished:
@@ -178,6 +179,20 @@ def draw_curve(run: Run) -> None:
     )
 
 
+def probe(run: Run) -> None:
+    """What tuning cost: general ability and memory of base and tuned, unless it is left out."""
+    if run.recipe.forgetting.probe and not (run.folder.path / forget.FILE).is_file():
+        asyncio.run(_probe(run))
+
+
+async def _probe(run: Run) -> None:
+    held = run.rows("validation")[: measure.EXPLORE_ROWS]
+    with forget.scaled(run.folder, run.recipe) as scales:
+        async with _engines(run, tuned=True, beside=scales) as engine:
+            bench = _bench(run, engine)
+            await forget.measure(run.folder, run.recipe, bench, run.tuned, held)
+
+
 def compare(run: Run) -> None:
     """All arms on the test rows, once; the server held to what the trainer said."""
     found = asyncio.run(_compare(run))
@@ -189,7 +204,13 @@ def compare(run: Run) -> None:
     )
 
 
-STEPS = (("explore", explore), ("train", train), ("curve", draw_curve), ("compare", compare))
+STEPS = (
+    ("explore", explore),
+    ("train", train),
+    ("curve", draw_curve),
+    ("probe", probe),
+    ("compare", compare),
+)
 
 
 def finish(run: Run, store: Store) -> None:
@@ -224,8 +245,14 @@ def finish(run: Run, store: Store) -> None:
 
 
 @asynccontextmanager
-async def _engines(run: Run, *, tuned: bool) -> AsyncGenerator[engines.Engines]:
-    """The base, and beside it what was trained: in one process where that is an adapter."""
+async def _engines(
+    run: Run, *, tuned: bool, beside: Mapping[str, Path] | None = None
+) -> AsyncGenerator[engines.Engines]:
+    """The base, and beside it what was trained: in one process where that is an adapter.
+
+    Args:
+        beside: more adapters by their names.
+    """
     base = engines.EngineSpec(
         run.model.folder,
         run.model.name,
@@ -236,7 +263,7 @@ async def _engines(run: Run, *, tuned: bool) -> AsyncGenerator[engines.Engines]:
     if tuned and run.folder.model.is_dir():
         specs.append(replace(base, model=run.folder.model, name=run.tuned))
     elif tuned:
-        specs = [replace(base, adapters={run.tuned: run.folder.adapter})]
+        specs = [replace(base, adapters={run.tuned: run.folder.adapter, **(beside or {})})]
     run.screen.progress("starting the engine", 0, None)
     async with AsyncExitStack() as stack:
         log = run.folder.path / "engine.log"

@@ -71,6 +71,8 @@ def _fit(spec: TrainSpec, emit: Emit, ranks: Ranks) -> None:
     spec = replace(spec, share=spec.share and model.shares)
     rows_of = methods.METHODS[spec.method]
     train = rows_of(read_jsonl(Path(spec.train)), model.template)
+    if spec.extra:
+        train += rows_of(read_jsonl(Path(spec.extra)), model.template)
     held = rows_of(read_jsonl(Path(spec.validation)), model.template)
     total = steps(len(train), spec.batch_rows, spec.epochs)
     emit(

@@ -19,6 +19,7 @@ class TrainSpec:
         train, validation: files as data.split.write_jsonl writes them.
         out: the run's folder; checkpoints/ and adapter/ are made in it.
         method: what rows are: a name of train.methods.METHODS.
+        extra: a file of rows that are trained as well and are not the user's; "" for none.
         heldout: a file of documents whose likelihood is taken before and after; "" for none.
         full: all weights are trained, and rank to targets mean nothing.
         embeddings: so are the embeddings and the head, whatever else is.
@@ -38,6 +39,7 @@ class TrainSpec:
     out: str
     method: str = "sft"
     heldout: str = ""
+    extra: str = ""
     dtype: str = "auto"
     device: str = "auto"
     full: bool = False
