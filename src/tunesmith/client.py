@@ -192,7 +192,7 @@ async def embed(
     """
     try:
         asked = [list(row) for row in rows]
-        answer = await client.embeddings.create(model=model, input=asked, encoding_format="base64")
+        answer = await client.embeddings.create(model=model, input=asked)
     except openai.OpenAIError as error:
         raise EngineError(f"{model} made no vectors: {error}") from error
     return [item.embedding for item in answer.data]

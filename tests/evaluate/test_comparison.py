@@ -42,8 +42,9 @@ def judge(
     noise: Noise | None = None,
     comparisons: Sequence[Comparison] = (),
 ) -> Verdict:
+    others = [arm for arm in (prompt, classical) if arm is not None]
     return verdict(
-        tuned, base, prompt, classical, comparisons,
+        tuned, base, others, comparisons,
         metric="exact", task="labels", goal=goal, noise=noise,
     )  # fmt: skip
 
@@ -164,6 +165,6 @@ def test_comparisons_are_read_in_either_direction() -> None:
 
 def test_the_sentence_names_the_metric_and_the_task() -> None:
     tuned, base, near = arm("tuned", 80), arm("base", 0), arm("classical", 30)
-    found = verdict(tuned, base, None, near, (), metric="exact", task="json")
+    found = verdict(tuned, base, [near], (), metric="exact", task="json")
     assert "gives the reference's values on 0.80 of 100 unseen rows" in found.sentence
     assert "0.30 for the nearest training row" in found.sentence

@@ -11,6 +11,8 @@ from tunesmith.rag.documents import Document
 
 OVERLAP = 0.15
 """Share of a chunk that the next one of the same document begins with, in whole sentences."""
+WHOLE = 400
+"""Words up to which an answer to a question is not cut."""
 _BREAK = re.compile(r"\n[ \t]*\n\s*|(?<=[.!?])[\"')\]]*\s+")
 
 
@@ -50,10 +52,14 @@ class _Sentence:
 def chunk(documents: Iterable[Document], words: int) -> list[Chunk]:
     """Chunks of at most `words` words, in the order of the documents.
 
-    A chunk ends between sentences or paragraphs; a sentence that is longer is cut between words.
+    A question's answer is one chunk up to WHOLE words. A chunk ends between sentences or paragraphs; a sentence that is longer is cut between words.
     The line of a chunk is counted in texts that have lines: not in JSONL, and not in pages.
     """
-    return [piece for document in documents for piece in _pieces(document, words)]
+    return [
+        piece
+        for document in documents
+        for piece in _pieces(document, max(words, WHOLE) if document.whole else words)
+    ]
 
 
 def _pieces(document: Document, words: int) -> Iterator[Chunk]:

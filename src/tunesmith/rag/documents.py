@@ -24,6 +24,7 @@ class Document:
         id: its row's own id (doc_id, faq_id, document_id, id), or FILE:LINE.
         source: its file and line; the page, in a PDF.
         named: whether rows can name it, as it has an id of its own.
+        whole: a question with its answer, which belongs together.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Document:
     title: str
     text: str
     named: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def read(names: Sequence[str], *, own: Sequence[str] = ()) -> Documents:
         for part in formats.read(path, name):
             place = Source(name, part.line)
             key = part.row_id or f"{name}:{part.line}"
-            found.append(Document(key, place, part.title, part.text, bool(part.row_id)))
+            named, whole = bool(part.row_id), bool(part.answer)
+            found.append(Document(key, place, part.title, part.text, named, whole))
             if part.row_id and part.answer:
                 answers[part.row_id] = part.answer
             characters += len(part.text)
