@@ -59,9 +59,20 @@ async def best_size(
         index = await Index.build(chunk(documents, size), None)
         reached = 0.0
         for question, row in rows:
-            first = [index.chunks[place] for place in index.by_words(question)[: BUDGET // size]]
+            first = _first([index.chunks[place] for place in index.by_words(question)])
             if row.document not in named or any(is_right(c, row, named) for c in first):
                 reached += coverage(first, answer_text(row.answer))
         out.append((size, reached / len(rows) if rows else 0.0))
     # Of equals the middle size, which suits most texts.
     return sorted(out, key=lambda pair: (-pair[1], abs(pair[0] - SIZES[1])))
+
+
+def _first(ranked: Sequence[Chunk]) -> list[Chunk]:
+    """The first chunks of BUDGET words together; one at least."""
+    out, room = list[Chunk](), BUDGET
+    for piece in ranked:
+        room -= len(piece.text.split())
+        if out and room < 0:
+            break
+        out.append(piece)
+    return out
