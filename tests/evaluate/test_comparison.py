@@ -168,3 +168,17 @@ def test_the_sentence_names_the_metric_and_the_task() -> None:
     found = verdict(tuned, base, [near], (), metric="exact", task="json")
     assert "gives the reference's values on 0.80 of 100 unseen rows" in found.sentence
     assert "0.30 for the nearest training row" in found.sentence
+
+
+def test_retrieval_is_a_rival_and_a_second_tuned_model_only_where_it_leads() -> None:
+    base, tuned, rag = arm("base", 10), arm("tuned", 60), arm("rag", 60)
+    options = {"metric": "exact", "task": "text"}
+    found = verdict(tuned, base, [rag], (), **options)  # type: ignore[arg-type]
+    assert found.sentence.startswith("Use retrieval alone instead: ")
+    assert found.sentence.endswith("retrieval alone does as well, untrained.")
+    same = verdict(tuned, base, [arm("rag+tuned", 60)], (), **options)  # type: ignore[arg-type]
+    assert same.ship
+    assert "0.60 for retrieval with a model tuned for it" in same.sentence
+    better = verdict(tuned, base, [arm("rag+tuned", 90)], (), **options)  # type: ignore[arg-type]
+    assert not better.ship
+    assert better.sentence.endswith("; retrieval with a model tuned for it does better.")
