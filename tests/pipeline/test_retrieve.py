@@ -140,11 +140,11 @@ def test_retrieval_is_measured_by_itself_with_intervals(ended: Any, folder: RunF
         "n": 12,
     }
     assert 0 < found["recall@1"]["value"] <= found["recall@3"]["value"] <= 1
-    assert found["chunks"] == len(ANIMALS)
+    assert (found["chunks"], found["encoder"]) == (len(ANIMALS), ENCODER)
     assert {variant["name"] for variant in entry["variants"]} == {
-        "1 passages",
-        "3 passages",
-        "5 passages",
+        "passages: 1",
+        "passages: 3",
+        "passages: 5",
     }
 
 

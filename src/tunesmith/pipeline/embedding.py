@@ -48,7 +48,8 @@ async def embedding(
         engines.EngineSpec(spec.folder, spec.name), log=log, command=engines.ENCODER_COMMAND
     )
     async with started as engine:
-        connection = client.connect_engine(engine.url, engine.key)
+        # Asking for vectors changes nothing, so it may be done again.
+        connection = client.connect_engine(engine.url, engine.key).with_options(max_retries=3)
 
         async def embed(texts: Sequence[str]) -> NDArray[np.float32]:
             ids = [row.ids for row in tokenizer.encode_batch_fast(list(texts))]

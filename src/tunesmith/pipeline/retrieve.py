@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tunesmith.pipeline.run import Run
 
 CITATION_TOKENS = 16
+NO_ENCODER = "none: words alone"
 PASSAGES = 3
 """Without validation rows to choose the number by."""
 
@@ -64,7 +65,11 @@ async def explore(run: Run, bench: Bench, held: Sequence[Conversation]) -> dict[
     rows = [(question(row.prompt), row) for row in run.rows("validation")]
     sizes = await quality.best_size(documents.documents, rows, _named(documents))
     spec = encoder(run.screen.say)
-    settled = {"words": sizes[0][0], "passages": PASSAGES, "encoder": spec and spec.revision}
+    settled = {
+        "words": sizes[0][0],
+        "passages": PASSAGES,
+        "encoder": spec.name if spec else NO_ENCODER,
+    }
     tried: list[tuple[int, float]] = []
     async with opened(run, settled, bench.chosen) as library:
         for passages in quality.DEPTHS if held else ():
@@ -90,7 +95,7 @@ async def opened(run: Run, settled: Mapping[str, Any], chosen: Chosen) -> AsyncG
     """
     documents = run.prepared.documents
     assert documents is not None
-    spec = encoder(run.screen.say) if settled["encoder"] else None
+    spec = None if settled["encoder"] == NO_ENCODER else encoder(run.screen.say)
     kept = place(run.folder).path / "index"
     cache = _cache(run.recipe.data.docs, spec)
     known = known_vectors(kept) or known_vectors(cache)
@@ -192,7 +197,7 @@ async def details(
     """
     documents = run.prepared.documents
     assert documents is not None
-    tried = [{"name": f"{k} passages", "validation": score} for k, score in settled["tried"]]
+    tried = [{"name": f"passages: {k}", "validation": score} for k, score in settled["tried"]]
     found = await _quality(library, rows, _named(documents), run.recipe.train.seed)
     about = {key: settled[key] for key in ("words", "passages", "chunks", "encoder")}
     out: dict[str, dict[str, Any]] = {"rag": {"variants": tried, "retrieval": {**about, **found}}}
