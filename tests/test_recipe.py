@@ -17,6 +17,7 @@ CHANGED: dict[str, Any] = {
     "model.revision": "abc",
     "model.dtype": "float32",
     "data.files": ["a.jsonl", "-"],
+    "data.docs": ["pages"],
     "data.format": "text",
     "data.map": {"prompt": "question"},
     "data.validation": 0.2,

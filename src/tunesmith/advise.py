@@ -33,7 +33,7 @@ def advise(scores: Mapping[str, float], *, metric: str, rows: int, measured_on: 
     reasons = [f"{metric} on {measured_on} validation rows: {said}."]
     if not scores:
         reasons = ["Nothing was measured: there are no validation rows, or no arm to measure."]
-    cheap = {name: value for name, value in scores.items() if name != "tuned"}
+    cheap = {name: value for name, value in scores.items() if "tuned" not in name}
     best = max(cheap, key=lambda name: cheap[name], default=None)
     tuned = scores.get("tuned")
     if tuned is not None and best is not None:

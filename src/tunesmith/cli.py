@@ -20,6 +20,7 @@ from tunesmith.options import (
     AsJson,
     Columns,
     Data,
+    Docs,
     FormatName,
     Graders,
     Limit,
@@ -60,6 +61,7 @@ def run(
     settings: Settings = None,
     validation: Validation = None,
     test: Test = None,
+    docs: Docs = None,
     graders: Graders = None,
     folder: Out = None,
     seed: Seed = None,
@@ -77,7 +79,7 @@ def run(
 
     wanted = recipe_of(
         data, model=model, form=form, columns=columns, file=recipe, settings=settings,
-        validation=validation, test=test, graders=graders, seed=seed, limit=limit,
+        validation=validation, test=test, graders=graders, seed=seed, limit=limit, docs=docs,
     )  # fmt: skip
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
         command = pipeline.typed(sys.argv[1:])
@@ -100,6 +102,7 @@ def check(
     settings: Settings = None,
     validation: Validation = None,
     test: Test = None,
+    docs: Docs = None,
     seed: Seed = None,
     limit: Limit = None,
     as_json: AsJson = False,
@@ -112,7 +115,7 @@ def check(
 
     wanted = recipe_of(
         data, model=model, form=form, columns=columns, file=recipe, settings=settings,
-        validation=validation, test=test, seed=seed, limit=limit,
+        validation=validation, test=test, seed=seed, limit=limit, docs=docs,
     )  # fmt: skip
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
         found = checking.check(wanted, screen)
@@ -180,6 +183,7 @@ def evaluate(
     form: FormatName = None,
     columns: Columns = None,
     settings: Settings = None,
+    docs: Docs = None,
     graders: Graders = None,
     seed: Seed = None,
     limit: Limit = None,
@@ -193,7 +197,7 @@ def evaluate(
 
     wanted = recipe_of(
         data, model=model, form=form, columns=columns, settings=settings, graders=graders,
-        seed=seed, limit=limit,
+        seed=seed, limit=limit, docs=docs,
     )  # fmt: skip
     with Terminal(quiet=quiet or as_json) as screen:
         report = sidebyside.evaluate(wanted, arms, screen)

@@ -198,6 +198,22 @@ class EngineClient(OpenAIChat):
         return list((told and told.token_logprobs) or ())[1:]
 
 
+async def embed(
+    client: AsyncOpenAI, model: str, rows: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """The vectors of texts given as a sentence encoder's token ids, in their order.
+
+    Raises:
+        EngineError: the server cannot be reached or refuses.
+    """
+    try:
+        asked = [list(row) for row in rows]
+        answer = await client.embeddings.create(model=model, input=asked)
+    except openai.OpenAIError as error:
+        raise EngineError(f"{model} made no vectors: {error}") from error
+    return [item.embedding for item in answer.data]
+
+
 async def add_adapter(client: AsyncOpenAI, name: str, folder: str) -> None:
     """Load a LoRA folder into an engine process under a name.
 

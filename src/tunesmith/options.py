@@ -35,6 +35,9 @@ Test = Annotated[str | None, typer.Option(help="A file of test rows, or a size."
 Graders = Annotated[
     list[str] | None, typer.Option("--grader", help="A grader's name, or FILE.py:FUNCTION.")
 ]
+Docs = Annotated[
+    list[str] | None, typer.Option("--docs", help="Documents to look up: a file or a folder.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, the order and the adapter.")]
 Limit = Annotated[int | None, typer.Option(help="Take a random sample of this many rows.")]
@@ -61,6 +64,7 @@ def recipe_of(
     graders: Sequence[str] | None = None,
     seed: int | None = None,
     limit: int | None = None,
+    docs: Sequence[str] | None = None,
 ) -> Recipe:
     """The recipe file, then `--set`, then the options, each over the one before.
 
@@ -88,6 +92,8 @@ def recipe_of(
         if wrong:
             raise UsageError(f"--map {wrong[0]}", expected="NAME=COLUMN, as in prompt=question")
         asked["data.map"] = {name: column for name, _, column in pairs}
+    if docs:
+        asked["data.docs"] = list(docs)
     if graders:
         asked["evaluate.graders"] = list(graders)
     base = recipes.read(file, settings or ())

@@ -25,6 +25,8 @@ from pydantic import (
 from tunesmith.errors import UsageError
 
 Auto = Literal["auto"]
+RETRIEVING = ("rag", "rag+tuned")
+"""Arms that look things up in documents."""
 Format = Literal[
     "auto",
     "chat",
@@ -60,6 +62,9 @@ class DataSection(_Section):
 
     files: tuple[str, ...] = ()
     """Files to read; `-` is standard input."""
+    docs: tuple[str, ...] = ()
+    """Documents, as files or folders (Markdown, text, HTML, PDF, DOCX, JSONL): with them the arms
+    `rag` and `rag+tuned` look things up. Rows that name a document and have no answer take its."""
     format: Format = "auto"
     """How a row is laid out; `auto` recognises it and says so. `text`, never recognised, is what
     `cpt` reads: running text, or rows with a column `text`, `content` or `document`."""
@@ -190,13 +195,14 @@ class TrainSection(_Section):
 class EvaluateSection(_Section):
     """What is measured, and by what."""
 
-    arms: tuple[Literal["base", "classical", "prompt", "tuned"], ...] = (
+    arms: tuple[Literal["base", "classical", "prompt", "rag", "tuned", "rag+tuned"], ...] = (
         "base",
         "classical",
         "prompt",
         "tuned",
     )
-    """What is measured side by side."""
+    """What is measured side by side. With `data.docs` both `rag` and `rag+tuned` are too, unless
+    one of them is named here."""
     graders: tuple[str, ...] = ()
     """Names of graders, or FILE.py:FUNCTION; empty picks them from the data."""
     limit: int = Field(default=400, ge=1)
@@ -256,6 +262,20 @@ class Recipe(_Section):
         four_bits = self.model.dtype == "nf4" or self.method.adapter == "qlora"
         if self.train.sharding == "full" and four_bits:
             raise ValueError("train.sharding=full with 4-bit weights: use method.adapter=lora")
+        return self
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are measured: those that were named, and with documents those that read."""
+        named = self.evaluate.arms
+        reading = () if not self.data.docs or set(RETRIEVING) & set(named) else RETRIEVING
+        return (*named, *reading)
+
+    @model_validator(mode="after")
+    def _documents(self) -> Recipe:
+        asked = [arm for arm in RETRIEVING if arm in self.evaluate.arms]
+        if asked and not self.data.docs:
+            raise ValueError(f"evaluate.arms={asked[0]} without data.docs: give --docs FILE or DIR")
         return self
 
     @property

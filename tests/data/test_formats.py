@@ -6,7 +6,7 @@ import pytest
 
 from tunesmith.chat import Message
 from tunesmith.data.examples import Conversation, Preference, Source, UnpairedPreference
-from tunesmith.data.formats import parse_example
+from tunesmith.data.formats import document_of, parse_example, with_answer
 from tunesmith.data.layout import recognise
 from tunesmith.errors import RowError
 
@@ -131,3 +131,22 @@ def test_a_rating_that_is_none_is_refused() -> None:
     layout = recognise([{"prompt": "a", "completion": "b", "label": True}])
     with pytest.raises(RowError, match="expected true or false"):
         parse_example({"prompt": "a", "completion": "b", "label": "maybe"}, layout, _AT)
+
+
+def test_a_row_keeps_the_id_of_the_document_that_it_names() -> None:
+    assert _parse({"question": "q", "answer": "a", "doc_id": "032"}).document == "032"
+    assert _parse({"prompt": "q", "completion": "a", "faq_id": 7}).document == "7"
+    assert _parse({"question": "q", "answer": "a"}).document == ""
+    for nothing in (None, True, " ", [1]):
+        assert document_of({"doc_id": nothing}) == ""
+    notes = recognise([{"question": "q", "answer": "a", "doc_id": "1", "type": "t"}]).notes  # type: ignore[union-attr]
+    assert notes[0].endswith("; `doc_id` names a row's document; the column `type` is not used")
+
+
+def test_a_question_without_an_answer_takes_that_of_its_document() -> None:
+    answers = {"7": "Seven."}
+    asked = {"question": "q", "faq_id": 7}
+    assert with_answer(asked, answers) == {**asked, "answer": "Seven."}
+    assert with_answer({**asked, "answer": "mine"}, answers)["answer"] == "mine"
+    for other in ({"question": "q", "faq_id": 8}, {"prompt": "q", "faq_id": 7}, {"question": "q"}):
+        assert with_answer(other, answers) == other

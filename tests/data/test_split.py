@@ -281,3 +281,11 @@ def test_a_passage_that_stands_in_the_own_test_file_leaves_training(tmp_path: Pa
     made = split(dataset, validation=0, test=read([str(own)], format="text"), seed=0)
     assert (made.leaked, len(made.train)) == (1, 9)
     assert "its text stands in" in next(made.leaked_rows()).reason
+
+
+def test_the_document_that_a_row_names_is_written_and_read_back(tmp_path: Path) -> None:
+    turns = (Message("user", "q"), Message("assistant", "a"))
+    rows = [Conversation(turns, Source("r", n), (), name) for n, name in enumerate(("", "d7"))]
+    write_jsonl(rows, tmp_path / "rows.jsonl")
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == rows
+    assert digest(rows[0]) == digest(rows[1])

@@ -42,8 +42,9 @@ def judge(
     noise: Noise | None = None,
     comparisons: Sequence[Comparison] = (),
 ) -> Verdict:
+    others = [arm for arm in (prompt, classical) if arm is not None]
     return verdict(
-        tuned, base, prompt, classical, comparisons,
+        tuned, base, others, comparisons,
         metric="exact", task="labels", goal=goal, noise=noise,
     )  # fmt: skip
 
@@ -164,6 +165,20 @@ def test_comparisons_are_read_in_either_direction() -> None:
 
 def test_the_sentence_names_the_metric_and_the_task() -> None:
     tuned, base, near = arm("tuned", 80), arm("base", 0), arm("classical", 30)
-    found = verdict(tuned, base, None, near, (), metric="exact", task="json")
+    found = verdict(tuned, base, [near], (), metric="exact", task="json")
     assert "gives the reference's values on 0.80 of 100 unseen rows" in found.sentence
     assert "0.30 for the nearest training row" in found.sentence
+
+
+def test_retrieval_is_a_rival_and_a_second_tuned_model_only_where_it_leads() -> None:
+    base, tuned, rag = arm("base", 10), arm("tuned", 60), arm("rag", 60)
+    options = {"metric": "exact", "task": "text"}
+    found = verdict(tuned, base, [rag], (), **options)  # type: ignore[arg-type]
+    assert found.sentence.startswith("Use retrieval alone instead: ")
+    assert found.sentence.endswith("retrieval alone does as well, untrained.")
+    same = verdict(tuned, base, [arm("rag+tuned", 60)], (), **options)  # type: ignore[arg-type]
+    assert same.ship
+    assert "0.60 for retrieval with a model tuned for it" in same.sentence
+    better = verdict(tuned, base, [arm("rag+tuned", 90)], (), **options)  # type: ignore[arg-type]
+    assert not better.ship
+    assert better.sentence.endswith("; retrieval with a model tuned for it does better.")

@@ -17,7 +17,7 @@ from tunesmith.chat import (
 )
 from tunesmith.data.examples import Conversation, Source
 from tunesmith.errors import EngineError
-from tunesmith.evaluate.evaluation import Arm, Measured, evaluate, row_ids, written
+from tunesmith.evaluate.evaluation import Answered, Arm, Measured, evaluate, row_ids, written
 from tunesmith.graders.labels import LABELS
 from tunesmith.graders.text import TEXT
 from tunesmith.testing import scripted_chat
@@ -136,3 +136,15 @@ def test_calls_are_part_of_what_was_written_once() -> None:
     assert written(Completion("", "tool_calls", usage, 0, calls)) == text
     assert written(Completion(text, "tool_calls", usage, 0, calls)) == text
     assert written(Completion("hello", "stop", usage)) == "hello"
+
+
+def test_what_is_read_of_an_answer_is_graded_and_what_it_cites_is_kept() -> None:
+    async def read(asked: Conversation, output: str) -> Answered:
+        assert asked in ROWS
+        return Answered(output.removesuffix(" [1]"), ("a.md:1",), ("a passage",))
+
+    arm = Arm("rag", "rag", scripted_chat(lambda messages: "yes [1]"), read=read)
+    found = asyncio.run(evaluate(arm, ROWS, [LABELS], params=PARAMS))
+    assert found.scores["exact"].value == 0.5
+    sample = found.samples[0]
+    assert (sample.output, sample.cited, sample.passages) == ("yes", ("a.md:1",), ("a passage",))

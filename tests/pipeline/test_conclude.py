@@ -41,7 +41,7 @@ def measured(name: str, right: int, rows: int = 40) -> Measured:
 def found(**right: int) -> conclude.Findings:
     arms = {name: measured(name, count) for name, count in right.items()}
     chosen = choose(["yes", "no"] * 20, with_tools=False, named=())
-    return conclude.Findings(arms, chosen, None, None, [], Advice("prompting", ("so",)))
+    return conclude.Findings(arms, chosen, None, None, {}, Advice("prompting", ("so",)))
 
 
 def test_every_pair_of_arms_is_compared_once_the_tuned_one_first() -> None:

@@ -105,7 +105,7 @@ def sample(number: int, seconds: float) -> Sample:
 def test_an_arm_tells_means_and_latencies_and_its_variants() -> None:
     samples = tuple(sample(n, seconds=n / 10) for n in range(1, 21))
     measured = Measured("prompt", "prompt", samples, {"exact": Interval(1.0, 0.8, 1.0, 20)})
-    entry = measure.arm_entry(measured, [{"name": "3 nearest", "validation": 0.5}])
+    entry = measure.arm_entry(measured, {"variants": [{"name": "3 nearest", "validation": 0.5}]})
     assert entry["tokens_in"] == 105
     assert entry["tokens_out"] == 2
     assert (entry["latency_p50"], entry["latency_p95"]) == (1.1, 2.0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tunesmith.data import files as _files
 from tunesmith.data import fingerprint as _fingerprint
 from tunesmith.data.examples import Example, Rejected, Source
-from tunesmith.data.formats import parse_example
+from tunesmith.data.formats import parse_example, with_answer
 from tunesmith.data.layout import KNOWN_COLUMNS, PASSAGES, Layout, recognise
 from tunesmith.data.values import Row
 from tunesmith.errors import DataError, RowError, UsageError
@@ -47,6 +47,7 @@ class _Reader:
     files: tuple[_files.DataFile, ...]
     layouts: tuple[Layout | None, ...]
     refine: Refine | None
+    answers: Mapping[str, str]
 
     def rows(self) -> Iterator[tuple[Source, Row, Layout | None]]:
         for file, layout in zip(self.files, self.layouts, strict=True):
@@ -54,7 +55,7 @@ class _Reader:
                 yield Source(file.name, row.line), row, layout
 
     def parse(self, source: Source, row: Row, layout: Layout | None) -> Example:
-        return parse_example(row.load(), layout, source)
+        return parse_example(with_answer(row.load(), self.answers), layout, source)
 
     def refined(self, example: Example) -> Sequence[Example]:
         return (example,) if self.refine is None else self.refine(example)
@@ -155,6 +156,7 @@ def read(
     keep_duplicates: bool = False,
     refine: Refine | None = None,
     progress: Callable[[int], None] | None = None,
+    answers: Mapping[str, str] = {},
 ) -> Dataset:
     """Read files once, decide about every row, and remember 300 bytes a row at most.
 
@@ -167,6 +169,7 @@ def read(
         keep_duplicates: whether exact copies stay.
         refine: looks at each example and gives it, several pieces, or raises RowError.
         progress: called with the number of rows read so far.
+        answers: {id of a document: answer} for questions that name a document and have no answer.
 
     Raises:
         DataError: a file is missing, empty, unreadable or not a container that rows come in.
@@ -178,10 +181,10 @@ def read(
         text = format == "text"
         opened = tuple(_files.open_file(name, spool, known, text=text) for name in files)
         samples = [_sample(file) for file in opened]
-        layouts, notes = _layouts(opened, samples, format, columns)
-        reader = _Reader(opened, layouts, refine)
+        layouts, notes = _layouts(opened, samples, format, columns, answers)
+        reader = _Reader(opened, layouts, refine, answers)
         picked = _picked(reader, limit, seed)
-        signer = _fingerprint.Signer(_sample_examples(opened, samples, layouts))
+        signer = _fingerprint.Signer(_sample_examples(reader, samples))
         read = _Pass(reader, signer)
         read.run(picked, progress)
         read.finish(keep_duplicates)
@@ -301,6 +304,7 @@ def _layouts(
     samples: Sequence[Sequence[Row]],
     format: Format,
     columns: Mapping[str, str],
+    answers: Mapping[str, str],
 ) -> tuple[tuple[Layout | None, ...], tuple[str, ...]]:
     layouts: list[Layout | None] = []
     notes: list[str] = []
@@ -308,7 +312,7 @@ def _layouts(
     for file, sample in zip(files, samples, strict=True):
         if not sample:
             raise DataError(f"{file.name} has no rows", expected="at least one row")
-        loaded = [row.load() for row in sample if _loads(row)]
+        loaded = [with_answer(row.load(), answers) for row in sample if _loads(row)]
         there.update((key, None) for row in loaded for key in row)
         try:
             running = file.container == "text"
@@ -337,15 +341,11 @@ def _loads(row: Row) -> bool:
     return True
 
 
-def _sample_examples(
-    files: Sequence[_files.DataFile],
-    samples: Sequence[Sequence[Row]],
-    layouts: Sequence[Layout | None],
-) -> Iterator[Example]:
-    for file, sample, layout in zip(files, samples, layouts, strict=True):
+def _sample_examples(reader: _Reader, samples: Sequence[Sequence[Row]]) -> Iterator[Example]:
+    for file, sample, layout in zip(reader.files, samples, reader.layouts, strict=True):
         for row in sample:
             try:
-                yield parse_example(row.load(), layout, Source(file.name, row.line))
+                yield reader.parse(Source(file.name, row.line), row, layout)
             except RowError:
                 continue
 

@@ -17,11 +17,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A demonstration: at least one assistant turn, the last turn is the assistant's."""
+    """A demonstration: at least one assistant turn, the last turn is the assistant's.
+
+    `document` is the id of the document that answers it, where the row names one.
+    """
 
     messages: tuple[Message, ...]
     source: Source
     tools: tuple[Tool, ...] = ()
+    document: str = ""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

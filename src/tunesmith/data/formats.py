@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.chat import Message, Role, Tool
@@ -15,7 +16,7 @@ from tunesmith.data.examples import (
     Source,
     UnpairedPreference,
 )
-from tunesmith.data.layout import REQUIRED, TITLES, Layout, truth_of
+from tunesmith.data.layout import DOCUMENT_COLUMNS, REQUIRED, TITLES, Layout, truth_of
 from tunesmith.data.messages import (
     check_dialogue,
     check_prompt,
@@ -50,7 +51,26 @@ def parse_example(row: Mapping[str, Any], layout: Layout | None, source: Source)
             expected=f"{TITLES[layout.format]} as in the other rows",
             remedy="Fill it in, or delete the row.",
         )
-    return _PARSERS[layout.format](cells, source)
+    example = _PARSERS[layout.format](cells, source)
+    named = document_of(row)
+    if not named or not isinstance(example, Conversation):
+        return example
+    return replace(example, document=named)
+
+
+def document_of(row: Mapping[str, Any]) -> str:
+    """The id of the document that a row names; empty where it names none."""
+    for name in DOCUMENT_COLUMNS:
+        value = row.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+            return str(value).strip()
+    return ""
+
+
+def with_answer(row: Mapping[str, Any], answers: Mapping[str, str]) -> Mapping[str, Any]:
+    """A question without an answer, with the answer that stands in the document it names."""
+    answer = answers.get(document_of(row)) if "question" in row else None
+    return {**row, "answer": answer} if answer and not row.get("answer") else row
 
 
 def _unknown(row: Mapping[str, Any]) -> RowError:

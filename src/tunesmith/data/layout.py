@@ -84,6 +84,8 @@ TITLES: dict[Format, str] = {
     "text": "text",
 }
 STANDARD_NAMES = tuple(dict.fromkeys(name for fields in _FIELDS.values() for name in fields))
+DOCUMENT_COLUMNS = ("doc_id", "faq_id", "document_id")
+"""Columns in which a row names the document that answers it."""
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 KNOWN_COLUMNS = frozenset(
     alias for format in _RECOGNISED for names in _FIELDS[format].values() for alias in names
@@ -198,7 +200,10 @@ def _notes(
 ) -> tuple[str, ...]:
     renamed = [f"{name} = `{key}`" for name, key in found.items() if name != key]
     note = f"read as {TITLES[format]}" + (f" ({', '.join(renamed)})" if renamed else "")
-    unused = [f"`{key}`" for key in keys if key not in found.values()]
+    named = [key for key in keys if key in DOCUMENT_COLUMNS]
+    unused = [f"`{key}`" for key in keys if key not in (*found.values(), *named)]
+    if named:
+        note += f"; `{named[0]}` names a row's document"
     if unused:
         many = len(unused) > 1
         note += f"; the column{'s' if many else ''} {', '.join(unused)} {'are' if many else 'is'} not used"

@@ -267,7 +267,8 @@ def _record(example: Example) -> dict[str, Any]:
         return {"text": example.text, "ends": example.ends, "source": source}
     tools = {"tools": [dict(tool) for tool in example.tools]} if example.tools else {}
     if isinstance(example, Conversation):
-        return {"messages": _written(example.messages), **tools, "source": source}
+        named = {"document": example.document} if example.document else {}
+        return {"messages": _written(example.messages), **tools, **named, "source": source}
     if isinstance(example, Preference):
         return {
             "input": {"messages": _written(example.prompt), **tools},
@@ -289,7 +290,10 @@ def _example(record: Mapping[str, Any]) -> Example:
     if "text" in record:
         return Document(record["text"], source, record["ends"])
     if "messages" in record:
-        return Conversation(_read(record["messages"]), source, tuple(record.get("tools", ())))
+        tools = tuple(record.get("tools", ()))
+        return Conversation(
+            _read(record["messages"]), source, tools, str(record.get("document", ""))
+        )
     if "input" in record:
         prompt = record["input"]
         return Preference(

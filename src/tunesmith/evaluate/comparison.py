@@ -85,8 +85,7 @@ def noise_floor(first: Measured, second: Measured, metric: str) -> Noise:
 def verdict(
     tuned: Measured,
     base: Measured | None,
-    prompt: Measured | None,
-    classical: Measured | None,
+    others: Sequence[Measured],
     comparisons: Sequence[Comparison],
     *,
     metric: str,
@@ -98,25 +97,28 @@ def verdict(
 
     It is a no, by the first reason that holds: there is no base to compare with; the gain over it
     may be chance (its interval reaches zero, or p is 0.05 or more), or is within the noise floor;
-    prompting or the classical arm does as well (tuned's lead over it fails the same two tests);
-    the goal is not reached. What does as well is named to be used instead, and also where tuned
+    another arm does as well (tuned's lead over it fails the same two tests), or does better where
+    that arm is trained too; the goal is not reached. What does as well is named to be used instead, and also where tuned
     gains nothing while that gains over the base; but where tuned leads, and some more rows would
     tell whether by chance, the sentence asks for these.
 
     Args:
+        others: the arms that could be used instead: prompting, the classical arm, retrieval.
         comparisons: every pair of arms on `metric`, in any direction.
         goal: value of `metric` to reach.
     """
-    tried = [arm for arm in (base, prompt, classical) if arm is not None]
+    tried = [*([base] if base else []), *others]
     facts = _facts(tuned, tried, comparisons, metric, task)
     if base is None:
         return Verdict(False, f"No verdict: {facts}, and the base was not measured.")
     gain = _difference(comparisons, tuned, base, metric)
-    rivals = [arm for arm in (prompt, classical) if arm is not None]
-    rivals.sort(key=lambda arm: -arm.scores[metric].value)
+    rivals = sorted(others, key=lambda arm: -arm.scores[metric].value)
     gained = _doubt(gain, noise) is None
     for arm in rivals:
         lead = _difference(comparisons, tuned, arm, metric)
+        trained = arm.kind == "rag+tuned"
+        if trained and lead.high >= 0:
+            continue
         worth = gained or _doubt(_difference(comparisons, arm, base, metric), noise) is None
         if worth and _doubt(lead, noise) is not None:
             name = _name(arm.kind, task)
@@ -128,7 +130,8 @@ def verdict(
                     f"Do not ship it yet: {facts}{asked}: about {needed} test rows would tell.",
                 )
             how = "better" if lead.high < 0 else "as well"
-            return Verdict(False, f"Use {name} instead: {facts}; {name} does {how}, untrained.")
+            how += "" if trained else ", untrained"
+            return Verdict(False, f"Use {name} instead: {facts}; {name} does {how}.")
     doubt = _doubt(gain, noise)
     if doubt is not None:
         return Verdict(False, f"Do not ship it: {facts}; {doubt}.")
@@ -188,7 +191,13 @@ def _rows_that_tell(lead: Comparison) -> int | None:
 def _name(kind: ArmKind, task: Task) -> str:
     if kind == "classical":
         return "the classifier" if task == "labels" else "the nearest training row"
-    return {"base": "the base", "prompt": "prompting alone", "tuned": "tuned"}[kind]
+    return {
+        "base": "the base",
+        "prompt": "prompting alone",
+        "rag": "retrieval alone",
+        "tuned": "tuned",
+        "rag+tuned": "retrieval with a model tuned for it",
+    }[kind]
 
 
 def _facts(

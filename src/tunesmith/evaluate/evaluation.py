@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,9 +25,11 @@ from tunesmith.evaluate import statistics
 from tunesmith.evaluate.statistics import Interval
 from tunesmith.graders.grader import Grader
 
-ArmKind = Literal["base", "classical", "prompt", "tuned"]
+ArmKind = Literal["base", "classical", "prompt", "rag", "tuned", "rag+tuned"]
 Build = Callable[[Conversation], Sequence[Message]]
 """What is sent for a row."""
+Read = Callable[[Conversation, str], Awaitable["Answered"]]
+"""What is graded of what was written for a row."""
 Progress = Callable[[int, int], None]
 """Told after every row: how many are done, and of how many."""
 
@@ -44,6 +46,7 @@ class Arm:
     Attributes:
         build: the messages sent for a row; the row's own prompt unless told otherwise.
         scorer: says how likely the reference is; None leaves `logprob` out.
+        read: takes off what is not to be graded; None grades all.
     """
 
     name: str
@@ -51,6 +54,16 @@ class Arm:
     model: ChatModel
     build: Build = bare
     scorer: TextScorer | None = None
+    read: Read | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer to be graded, FILE:LINE of what it cites, and the passages that it was shown."""
+
+    text: str
+    cited: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,8 @@ class Sample:
         prompt: the last user turn.
         seconds: wall time of the request.
         cluster: the same for rows whose whole prompt is the same.
+        cited: FILE:LINE of each passage that the answer cites.
+        passages: the passages that the model was shown.
     """
 
     id: str
@@ -74,6 +89,8 @@ class Sample:
     seconds: float
     finish_reason: FinishReason
     cluster: str = ""
+    cited: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +167,10 @@ async def _answer_row(
     start = time.perf_counter()
     completion = await arm.model.complete(messages, params, row.tools)
     seconds = time.perf_counter() - start
-    output = written(completion)
+    answered = Answered(written(completion))
+    if arm.read is not None:
+        answered = await arm.read(row, answered.text)
+    output = answered.text
     scores: dict[str, float] = {}
     for grader in graders:
         scores.update(grader.grade(output, reference))
@@ -169,6 +189,8 @@ async def _answer_row(
         seconds=seconds,
         finish_reason=completion.finish_reason,
         cluster=hashlib.sha256(repr(row.prompt).encode()).hexdigest()[:16],
+        cited=answered.cited,
+        passages=answered.passages,
     )
 
 

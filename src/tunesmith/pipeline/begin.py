@@ -63,6 +63,8 @@ def begin(
         prepared, recipe.reading, template, lambda done: screen.progress("checking", done, None)
     )
     screen.checked(prepared, report)
+    for note in prepared.documents.notes if prepared.documents else ():
+        screen.say(note)
     prepare.refuse(prepared, recipe.reading, report)
     prepare.write_data(prepared, folder)
     ledger = prepare.weigh(prepared, template)

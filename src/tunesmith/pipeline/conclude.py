@@ -30,12 +30,13 @@ class Findings:
     chosen: Chosen
     noise: Noise | None
     parity: Parity | None
-    variants: Sequence[dict[str, Any]]
+    details: Mapping[str, Mapping[str, Any]]
+    """What else is known of an arm, by its name: the variants tried, how well it retrieves."""
     advice: Advice
 
     def comparisons(self) -> list[Comparison]:
         """Every pair of arms on the primary metric, the tuned one first."""
-        order = ("tuned", "base", "prompt", "classical")
+        order = ("tuned", "rag+tuned", "base", "prompt", "classical", "rag")
         ranked = sorted(self.arms.values(), key=lambda arm: order.index(arm.arm))
         return [compare(a, b, self.chosen.primary) for a, b in combinations(ranked, 2)]
 
@@ -47,8 +48,7 @@ class Findings:
         return verdict(
             tuned,
             self.arms.get("base"),
-            self.arms.get("prompt"),
-            self.arms.get("classical"),
+            [arm for name, arm in self.arms.items() if name not in ("tuned", "base")],
             comparisons,
             metric=self.chosen.primary,
             task=self.chosen.task,
@@ -84,7 +84,7 @@ def build(
             "truncated_rows": 0,
         },
         "arms": [
-            arm_entry(measured, found.variants if name == "prompt" else ())
+            arm_entry(measured, found.details.get(name, {}))
             for name, measured in found.arms.items()
         ],
         "primary": found.chosen.primary,

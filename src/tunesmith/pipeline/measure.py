@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,11 +198,13 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     """A line of samples/ARM.jsonl."""
     row = asdict(sample)
     del row["cluster"]
+    if not sample.passages:
+        del row["cited"], row["passages"]
     return row
 
 
-def arm_entry(measured: Measured, variants: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """An arm of report.json."""
+def arm_entry(measured: Measured, more: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """An arm of report.json, with what else is known of it."""
     samples = measured.samples
     seconds = sorted(sample.seconds for sample in samples)
     entry: dict[str, Any] = {
@@ -215,9 +217,7 @@ def arm_entry(measured: Measured, variants: Sequence[dict[str, Any]] = ()) -> di
         "latency_p95": seconds[int(len(seconds) * 0.95)],
         "usd_per_1000": {"value": None, "reason": "what this machine costs an hour is not known"},
     }
-    if variants:
-        entry["variants"] = list(variants)
-    return entry
+    return {**entry, **more}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,14 +7,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tunesmith.chat import answer_text
 from tunesmith.checks.check import check
-from tunesmith.checks.report import Report, distribution
+from tunesmith.checks.report import Finding, Report, distribution
 from tunesmith.checks.tokens import Refiner, TooLong
 from tunesmith.data.dataset import Dataset, read
 from tunesmith.data.examples import Conversation, Document, Example, Rejected
@@ -24,6 +24,8 @@ from tunesmith.models import document
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import Chain, ChatTemplate
 from tunesmith.pipeline.folder import RunFolder
+from tunesmith.rag import documents as rag
+from tunesmith.rag.documents import Documents
 from tunesmith.recipe import DataSection, Recipe, with_values
 from tunesmith.train import auto
 from tunesmith.train.spec import steps
@@ -40,6 +42,8 @@ class Prepared:
     """The user's own validation and test files."""
     split: Split
     refiner: Refiner | None
+    documents: Documents | None = None
+    """What the arms that retrieve look things up in."""
 
     @property
     def files(self) -> tuple[Dataset, ...]:
@@ -133,6 +137,8 @@ def gather(
         raise UsageError("no data was named", expected="one or more files, or - for standard input")
     limit = max_tokens(data, template)
     refiner = Refiner(template, limit, too_long(data)) if template else None
+    own = [x for x in (*data.files, data.validation, data.test) if isinstance(x, str)]
+    documents = rag.read(data.docs, own=own) if data.docs else None
 
     def take(files: tuple[str, ...], most: int | None) -> Dataset:
         return read(
@@ -144,6 +150,7 @@ def gather(
             keep_duplicates=data.duplicates == "keep",
             refine=refiner,
             progress=told,
+            answers=documents.answers if documents else {},
         )
 
     dataset = take(data.files, data.limit)
@@ -153,7 +160,7 @@ def gather(
     }
     held_out = tuple(part for part in sizes.values() if isinstance(part, Dataset))
     divided = split(dataset, validation=sizes["validation"], test=sizes["test"], seed=seed)  # pyright: ignore[reportArgumentType]
-    return Prepared(dataset, held_out, divided, refiner)
+    return Prepared(dataset, held_out, divided, refiner, documents)
 
 
 def max_tokens(data: DataSection, template: ChatTemplate | None) -> int:
@@ -174,7 +181,7 @@ def examine(
 ) -> Report:
     """All checks over what was gathered."""
     dropped = prepared.refiner.dropped_tokens if prepared.refiner else 0
-    return check(
+    report = check(
         prepared.dataset,
         prepared.split,
         template,
@@ -183,6 +190,22 @@ def examine(
         dropped_tokens=dropped,
         progress=told,
     )
+    return replace(report, findings=(*report.findings, *_of_documents(prepared)))
+
+
+def _of_documents(prepared: Prepared) -> Iterator[Finding]:
+    """What there is to say of the documents, and of the answers that rows have from them."""
+    documents = prepared.documents
+    if documents is None:
+        return
+    for note in documents.notes:
+        yield Finding("documents", "note", (), f"{note}.", "", 0)
+    rows = (row for part in prepared.files for row in part if isinstance(row, Conversation))
+    same = [r for r in rows if r.document and documents.answers.get(r.document) == r.answer.content]
+    if same:
+        places = tuple(f"{row.source.file}:{row.source.line}" for row in same[:20])
+        said = f"{len(same):,} rows are answered by what the document says that they name."
+        yield Finding("documents", "note", places, said, "", len(same))
 
 
 def refuse(prepared: Prepared, data: DataSection, report: Report) -> None:
@@ -344,11 +367,13 @@ def _room(ledger: Ledger, context: int) -> auto.Choice:
 
 
 def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec, template: ChatTemplate) -> str:
-    """What makes two runs the same: the recipe as asked for, the rows, the weights, the template."""
+    """What makes two runs the same: recipe as asked for, rows, documents, weights, template."""
     asked: Mapping[str, Any] = recipe.model_dump(mode="json")
-    asked["data"].pop("files")
+    for name in ("files", "docs"):
+        asked["data"].pop(name)
     said = json.dumps(asked, sort_keys=True)
     parts = [said, prepared.key, model.weights_hash, template.fingerprint]
+    parts += [prepared.documents.key] if prepared.documents else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,12 +22,12 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, curve, forget, learn, machine, measure, prepare
+from tunesmith.pipeline import conclude, curve, forget, learn, machine, measure, prepare, retrieve
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
 from tunesmith.pipeline.prepare import Prepared
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import RETRIEVING, Recipe
 from tunesmith.serve import engines
 from tunesmith.store import Store
 
@@ -94,7 +94,7 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     with Store.at(fetch.home()) as store:
         if store.find_run(folder.id) is None:
             store.add_run(folder.id, folder=folder.path, key=folder.id)
-        for name, step in STEPS:
+        for name, step in steps(under_way.recipe):
             clock.started(name)
             step(under_way)
             clock.done(name)
@@ -204,13 +204,20 @@ def compare(run: Run) -> None:
     )
 
 
-STEPS = (
+Step = tuple[str, Callable[[Run], None]]
+STEPS: tuple[Step, ...] = (
     ("explore", explore),
     ("train", train),
     ("curve", draw_curve),
     ("probe", probe),
     ("compare", compare),
 )
+
+
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """The steps of a run; with documents a second model is trained before the comparison."""
+    more: tuple[Step, ...] = (("train_rag", retrieve.train),) if "rag+tuned" in recipe.arms else ()
+    return (*STEPS[:-1], *more, STEPS[-1])
 
 
 def finish(run: Run, store: Store) -> None:
@@ -248,7 +255,7 @@ def finish(run: Run, store: Store) -> None:
 async def _engines(
     run: Run, *, tuned: bool, beside: Mapping[str, Path] | None = None
 ) -> AsyncGenerator[engines.Engines]:
-    """The base, and beside it what was trained: in one process where that is an adapter.
+    """The base, and beside it what was trained: in one process where these are adapters.
 
     Args:
         beside: more adapters by their names.
@@ -259,11 +266,13 @@ async def _engines(
         dtype=run.recipe.model.dtype,
         max_rows=measure.CONCURRENCY,
     )
-    specs = [base]
-    if tuned and run.folder.model.is_dir():
-        specs.append(replace(base, model=run.folder.model, name=run.tuned))
-    elif tuned:
-        specs = [replace(base, adapters={run.tuned: run.folder.adapter, **(beside or {})})]
+    trained = (
+        {run.tuned: run.folder, retrieve.name(run): retrieve.place(run.folder)} if tuned else {}
+    )
+    adapters = {name: part.adapter for name, part in trained.items() if part.adapter.is_dir()}
+    models = {name: part.model for name, part in trained.items() if part.model.is_dir()}
+    specs = [replace(base, adapters={**adapters, **(beside or {})})]
+    specs += [replace(base, model=folder, name=name) for name, folder in models.items()]
     run.screen.progress("starting the engine", 0, None)
     async with AsyncExitStack() as stack:
         log = run.folder.path / "engine.log"
@@ -286,7 +295,7 @@ def _bench(run: Run, engine: engines.Engine | engines.Engines) -> Bench:
 
 async def _explore(run: Run) -> dict[str, Any]:
     held = run.rows("validation")[: measure.EXPLORE_ROWS]
-    wanted = run.recipe.evaluate.arms
+    wanted = run.recipe.arms
     async with _engines(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
@@ -302,11 +311,17 @@ async def _explore(run: Run) -> dict[str, Any]:
 
         kinds = [kind for kind in ("base", "classical") if kind in wanted and held]
         # At once: an engine takes as long for a few answers as for many.
-        async with measure.meanwhile(prompt()) as search:
+        async with (
+            measure.meanwhile(prompt()) as search,
+            measure.meanwhile(retrieve.explore(run, bench, held)) as look,
+        ):
             scores = {kind: await plain(kind) for kind in kinds}
             plan = await search
+            settled = await look
         if plan is not None and plan.tried:
             scores["prompt"] = plan.tried[0][1]
+        if settled is not None and settled["tried"] and "rag" in wanted:
+            scores["rag"] = settled["tried"][0][1]
     advice = advise(
         scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(held)
     )
@@ -316,6 +331,7 @@ async def _explore(run: Run) -> dict[str, Any]:
         "description": None if plan is None else plan.description,
         "tried": [] if plan is None else [list(pair) for pair in plan.tried],
         "left_out": [] if plan is None else list(plan.left_out),
+        "rag": settled,
         "advice": asdict(advice),
     }
 
@@ -324,12 +340,21 @@ async def _compare(run: Run) -> conclude.Findings:
     explored = run.folder.read_json("explore.json")
     held = run.rows("validation")
     rows = (run.rows("test") or held)[: run.recipe.evaluate.limit]
-    async with _engines(run, tuned=True) as engine:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(_engines(run, tuned=True))
         parity = await measure.check_parity(
             engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
         )
         bench = _bench(run, engine)
         arms = await _arms(run, bench, explored["prompt"])
+        variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
+        details: dict[str, dict[str, Any]] = {"prompt": {"variants": variants}} if variants else {}
+        if (settled := explored["rag"]) is not None:
+            opening = retrieve.opened(run, settled, bench.chosen)
+            library = await stack.enter_async_context(opening)
+            reading = [kind for kind in RETRIEVING if kind in run.recipe.arms]
+            arms += [retrieve.arm(kind, run, bench, library) for kind in reading]
+            details |= await retrieve.details(run, engine, library, settled, rows)
         measured: dict[str, Measured] = {}
         for arm in arms:
             measured[arm.name] = await bench.run(arm, rows, measure.CONCURRENCY)
@@ -340,31 +365,30 @@ async def _compare(run: Run) -> conclude.Findings:
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
             advice = await _final_advice(bench, held, explored, arms)
             noise = await again
-    variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
-    return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice)
+    return conclude.Findings(measured, bench.chosen, noise, parity, details, advice)
 
 
-async def _arms(run: Run, bench: Bench, prompt: str | None) -> Sequence[Arm]:
+async def _arms(run: Run, bench: Bench, prompt: str | None) -> list[Arm]:
     build = None
     if prompt is not None:
         build = (await bench.find_prompt(run.rows("validation"), known=prompt)).build
     return [
         bench.arm(kind, build=build, tuned=run.tuned)
-        for kind in run.recipe.evaluate.arms
-        if kind != "prompt" or build is not None
+        for kind in run.recipe.arms
+        if kind not in RETRIEVING and (kind != "prompt" or build is not None)
     ]
 
 
 async def _final_advice(
     bench: Bench, held: list[Conversation], explored: dict[str, Any], arms: Sequence[Arm]
 ) -> Advice:
-    """The first advice again, with the tuned arm on the same validation rows."""
+    """The first advice again, with the tuned arms on the same validation rows."""
     scores = dict(explored["scores"])
     some = held[: measure.EXPLORE_ROWS]
     for arm in arms:
-        if arm.kind == "tuned" and some:
+        if arm.kind in ("tuned", "rag+tuned") and some:
             measured = await bench.run(arm, some, measure.CONCURRENCY)
-            scores["tuned"] = measured.scores[bench.chosen.primary].value
+            scores[arm.kind] = measured.scores[bench.chosen.primary].value
     return advise(scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(some))
 
 
