@@ -97,9 +97,9 @@ async def ask(
         if probe.text:
             total = math.fsum(await model.text_logprobs(probe.text))
             return Answer({f"{probe.suite}_logprob": total / len(probe.text.encode())})
-        asked = [Message("user", probe.prompt)]
         if probe.choices:
-            return Answer(await _choice(model, asked, probe))
+            return Answer(await _choice(model, probe))
+        asked = [Message("user", probe.prompt)]
         completion = await model.complete(asked, SamplingParams(max_tokens=ANSWER_TOKENS))
         right = float(passes(completion.text, probe.check))
         return Answer({probe.suite: right, SCORE: right}, completion.text)
@@ -109,7 +109,8 @@ async def ask(
     return {probe.id: answer for probe, answer in zip(closed, found, strict=True)}
 
 
-async def _choice(model: Probed, asked: Sequence[Message], probe: Probe) -> dict[str, float]:
+async def _choice(model: Probed, probe: Probe) -> dict[str, float]:
+    asked = [Message("user", probe.prompt, cache=True)]
     # Without the token that ends the turn: an option is no whole answer.
     sums = [
         math.fsum((await model.logprobs(asked, Message("assistant", option)))[:-1])
