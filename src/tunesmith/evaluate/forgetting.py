@@ -173,13 +173,15 @@ async def rollouts(
         asked = [Message("user", probe.prompt)]
         params = SamplingParams(temperature=1.0, max_tokens=ANSWER_TOKENS, seed=seed + number)
         completion = await tuned.complete(asked, params)
-        text = completion.text.strip()
+        # Behind a character that was cut in its bytes stands nothing that a text can hold.
+        text, cut, _ = completion.text.partition("\N{REPLACEMENT CHARACTER}")
+        text = text.strip()
         if not text:
             return Rollout(probe.id, probe.prompt, "", ())
         answer = Message("assistant", text)
         ours, theirs = await tuned.logprobs(asked, answer), await base.logprobs(asked, answer)
         ratios = [a - b for a, b in zip(ours, theirs, strict=True)]
-        kept = ratios[:-1] if completion.finish_reason == "length" else ratios
+        kept = ratios[:-1] if cut or completion.finish_reason == "length" else ratios
         return Rollout(probe.id, probe.prompt, text, tuple(kept))
 
     opened = list(enumerate(probe for probe in probes if probe.open))
