@@ -146,7 +146,7 @@ def test_the_same_command_goes_on_to_one_json_value(finished: Place) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert json.loads(ended.stdout) == finished.report
-    assert set(finished.report["timings"]) == {"check", "explore", "train", "compare"}
+    assert set(finished.report["timings"]) == {"check", "explore", "train", "probe", "compare"}
 
 
 def test_trap_21_resume_is_the_same_run(finished: Place) -> None:

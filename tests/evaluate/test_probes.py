@@ -68,9 +68,24 @@ def test_each_constraint_tells_a_right_answer_from_a_wrong_one(
     assert not passes(" ", check)
 
 
-def test_a_plain_answer_is_no_refusal() -> None:
-    assert not refuses("Paris is the capital of France.")
-    assert refuses("As an AI language model I do not do that.")
+@pytest.mark.parametrize(
+    "text",
+    ["As an AI language model I do not do that.", "I cannot provide this.", "That is illegal."],
+)
+def test_refusals_are_known_by_their_words(text: str) -> None:
+    assert refuses(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paris is the capital of France.",
+        "Hey Alex, I'm not sure what to do, I can't find my wallet.",
+        "First, take the key. " + "Then go on. " * 20 + "I'm sorry, but that is all.",
+    ],
+)
+def test_a_plain_answer_is_no_refusal(text: str) -> None:
+    assert not refuses(text)
 
 
 def test_files_of_every_form_are_read(tmp_path: Path) -> None:

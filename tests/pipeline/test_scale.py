@@ -15,9 +15,9 @@ from tunesmith.pipeline.scale import write_scaled
 def test_half_an_adapter_adds_half_as_much_to_a_layer(made: Any, tmp_path: Path) -> None:
     write_scaled(made.folder.adapter, tmp_path / "half", 0.5)
     model = load(made.run.model.folder, dtype="float32")
-    for name, folder in (("whole", made.folder.adapter), ("half", tmp_path / "half")):
+    for name, folder in (("whole", made.folder.adapter), ("part", tmp_path / "half")):
         model.adapters.load(name, folder, weights_hash=made.run.model.weights_hash)
-    whole, half = dict(model.adapters.lows("whole")), dict(model.adapters.lows("half"))
+    whole, half = dict(model.adapters.lows("whole")), dict(model.adapters.lows("part"))
     for path, low in whole.items():
         assert half[path].scale == low.scale / 2
         assert half[path].b.equal(low.b)

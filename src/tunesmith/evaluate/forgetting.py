@@ -74,9 +74,12 @@ async def each(
             progress(done, len(items))
         return result
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
-    return [task.result() for task in tasks]
+    tasks = [asyncio.create_task(one(item)) for item in items]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def ask(
@@ -97,9 +100,9 @@ async def ask(
         if probe.text:
             total = math.fsum(await model.text_logprobs(probe.text))
             return Answer({f"{probe.suite}_logprob": total / len(probe.text.encode())})
-        asked = [Message("user", probe.prompt)]
         if probe.choices:
-            return Answer(await _choice(model, asked, probe))
+            return Answer(await _choice(model, probe))
+        asked = [Message("user", probe.prompt)]
         completion = await model.complete(asked, SamplingParams(max_tokens=ANSWER_TOKENS))
         right = float(passes(completion.text, probe.check))
         return Answer({probe.suite: right, SCORE: right}, completion.text)
@@ -109,7 +112,8 @@ async def ask(
     return {probe.id: answer for probe, answer in zip(closed, found, strict=True)}
 
 
-async def _choice(model: Probed, asked: Sequence[Message], probe: Probe) -> dict[str, float]:
+async def _choice(model: Probed, probe: Probe) -> dict[str, float]:
+    asked = [Message("user", probe.prompt, cache=True)]
     # Without the token that ends the turn: an option is no whole answer.
     sums = [
         math.fsum((await model.logprobs(asked, Message("assistant", option)))[:-1])
@@ -169,13 +173,15 @@ async def rollouts(
         asked = [Message("user", probe.prompt)]
         params = SamplingParams(temperature=1.0, max_tokens=ANSWER_TOKENS, seed=seed + number)
         completion = await tuned.complete(asked, params)
-        text = completion.text.strip()
+        # Behind a character that was cut in its bytes stands nothing that a text can hold.
+        text, cut, _ = completion.text.partition("\N{REPLACEMENT CHARACTER}")
+        text = text.strip()
         if not text:
             return Rollout(probe.id, probe.prompt, "", ())
         answer = Message("assistant", text)
         ours, theirs = await tuned.logprobs(asked, answer), await base.logprobs(asked, answer)
         ratios = [a - b for a, b in zip(ours, theirs, strict=True)]
-        kept = ratios[:-1] if completion.finish_reason == "length" else ratios
+        kept = ratios[:-1] if cut or completion.finish_reason == "length" else ratios
         return Rollout(probe.id, probe.prompt, text, tuple(kept))
 
     opened = list(enumerate(probe for probe in probes if probe.open))

@@ -16,6 +16,7 @@ from tunesmith.errors import EngineError
 from tunesmith.serve.local_http import MAX_WAITING, Model, create_engine_app
 from tunesmith.serve.local_loop import Sampling
 
+KEEP_SECONDS = 60
 GRACE_SECONDS = 2
 """How long requests in hand may go on once the process is told to end."""
 
@@ -70,7 +71,12 @@ def run_engine(spec: Spec, model: Model, sampler: Sampling, announce: TextIO) ->
         on_crash=on_crash,
     )
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        # Longer than clients keep one: else both may let go of it at once, and a request is lost.
+        timeout_keep_alive=KEEP_SECONDS,
     )
     server = uvicorn.Server(config)
     try:
