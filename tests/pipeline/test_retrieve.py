@@ -22,6 +22,8 @@ from tunesmith.rag.index import known_vectors
 from tunesmith.recipe import Recipe
 from tunesmith.testing import tiny_model
 
+# Eleven processes are started one after another: minutes on a machine that is busy otherwise.
+pytestmark = pytest.mark.timeout(900)
 ANIMALS = ["otter", "heron", "zebra", "whale", "tapir", "gecko", "moose", "raven"]
 
 
