@@ -25,3 +25,8 @@ def test_options_reach_the_recipe() -> None:
     assert recipe.evaluate.graders == ("exact",)
     assert (recipe.train.epochs, recipe.train.seed) == (2, 7)
     assert recipe_of([], validation="40", test="auto").data.validation == 40
+
+
+def test_documents_may_be_given_beside_a_setting_that_needs_them() -> None:
+    found = recipe_of(["a"], docs=["pages"], settings=["evaluate.arms=[base,rag]"])
+    assert (found.data.docs, found.arms) == (("pages",), ("base", "rag"))

@@ -271,13 +271,6 @@ class Recipe(_Section):
         reading = () if not self.data.docs or set(RETRIEVING) & set(named) else RETRIEVING
         return (*named, *reading)
 
-    @model_validator(mode="after")
-    def _documents(self) -> Recipe:
-        asked = [arm for arm in RETRIEVING if arm in self.evaluate.arms]
-        if asked and not self.data.docs:
-            raise ValueError(f"evaluate.arms={asked[0]} without data.docs: give --docs FILE or DIR")
-        return self
-
     @property
     def reading(self) -> DataSection:
         """The data section with what the method means for it: pre-training reads text."""

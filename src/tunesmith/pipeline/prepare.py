@@ -26,7 +26,7 @@ from tunesmith.models.template import Chain, ChatTemplate
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.rag import documents as rag
 from tunesmith.rag.documents import Documents
-from tunesmith.recipe import DataSection, Recipe, with_values
+from tunesmith.recipe import RETRIEVING, DataSection, Recipe, with_values
 from tunesmith.train import auto
 from tunesmith.train.spec import steps
 
@@ -99,11 +99,14 @@ def learnable(recipe: Recipe) -> None:
 
 
 def comparable(recipe: Recipe) -> None:
-    """Refuse to compare answers where none are learned.
+    """Refuse to compare answers where none are learned, and to look things up in nothing.
 
     Raises:
-        UsageError: pre-training, which has its own measure.
+        UsageError: pre-training, which has its own measure; an arm that needs documents without any.
     """
+    asked = [arm for arm in RETRIEVING if arm in recipe.arms]
+    if asked and not recipe.data.docs:
+        raise UsageError(f"evaluate.arms={asked[0]} without documents", remedy="Give --docs.")
     if recipe.method.type == "cpt":
         raise UsageError(
             "method.type=cpt learns from text, in which there is nothing to answer",
