@@ -13,6 +13,7 @@ from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, v
 from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
+from tunesmith.pipeline.advice import entry
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
@@ -90,7 +91,7 @@ def build(
         "parity": asdict(found.parity) if found.parity else _missing("the tuned arm was left out"),
         "forgetting": _missing("general ability was not measured in this run"),
         "overfitting": overfitting(events),
-        "advice": {"approach": found.advice.approach, "reasons": list(found.advice.reasons)},
+        "advice": entry(found.advice),
         "verdict": {"ship": said.ship, "sentence": said.sentence},
         "cost": _cost(events),
         "timings": {},
@@ -120,7 +121,6 @@ def _cost(events: Sequence[Event]) -> dict[str, Any]:
         "computed_tokens": sum(event["distinct_tokens"] for event in steps),
         "trained_tokens": sum(event["trained_tokens"] for event in steps),
         "training_seconds": math.fsum(event["seconds"] for event in steps),
-        "usd": _missing("what this machine costs an hour is not known"),
     }
 
 

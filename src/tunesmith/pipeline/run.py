@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from tunesmith.data.examples import Conversation
 from tunesmith.data.split import read_jsonl
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import report as pages
-from tunesmith.evaluate.evaluation import Arm, Measured
+from tunesmith.evaluate.evaluation import Arm, Build, Measured
 from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline import advice as advising
 from tunesmith.pipeline import conclude, learn, machine, measure, prepare
+from tunesmith.pipeline import cost as costing
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -156,6 +158,11 @@ def _ours(folder: RunFolder) -> None:
     folder.emit({"type": "opened"})
 
 
+def forecast(run: Run) -> None:
+    """What training will take, from a few real steps."""
+    costing.before(run.recipe, run.model, run.folder, run.screen.say)
+
+
 def explore(run: Run) -> None:
     """What needs no tuning, on the validation rows, and the first advice."""
     if (run.folder.path / "explore.json").is_file():
@@ -176,9 +183,10 @@ def compare(run: Run) -> None:
     run.report = conclude.build(
         run.folder, run.recipe, run.model, run.prepared.counts(), run.tuned, found
     )
+    costing.into(run.report, run.folder, run.recipe, found.arms)
 
 
-STEPS = (("explore", explore), ("train", train), ("compare", compare))
+STEPS = (("forecast", forecast), ("explore", explore), ("train", train), ("compare", compare))
 
 
 def finish(run: Run, store: Store) -> None:
@@ -254,10 +262,10 @@ async def _explore(run: Run) -> dict[str, Any]:
         run.screen.say(bench.chosen.reason)
         bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
 
-        async def plain(kind: str) -> float:
-            arm = bench.arm(kind, build=None, tuned=run.tuned)
+        async def answers(kind: str, build: Build | None = None) -> list[dict[str, Any]]:
+            arm = bench.arm(kind, build=build, tuned=run.tuned)
             measured = await bench.run(arm, held, measure.CONCURRENCY)
-            return measured.scores[bench.chosen.primary].value
+            return advising.answers(measured, bench.chosen.primary)
 
         async def prompt() -> PromptPlan | None:
             return await bench.find_prompt(held) if "prompt" in wanted else None
@@ -265,21 +273,32 @@ async def _explore(run: Run) -> dict[str, Any]:
         kinds = [kind for kind in ("base", "classical") if kind in wanted and held]
         # At once: an engine takes as long for a few answers as for many.
         async with measure.meanwhile(prompt()) as search:
-            scores = {kind: await plain(kind) for kind in kinds}
+            rows = {kind: await answers(kind) for kind in kinds}
             plan = await search
         if plan is not None and plan.tried:
-            scores["prompt"] = plan.tried[0][1]
-    advice = advise(
-        scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(held)
-    )
+            rows["prompt"] = await answers("prompt", plan.build)
+    advice = _advice(run, bench, rows)
     return {
-        "scores": scores,
+        "rows": rows,
         "prompt": None if plan is None else plan.name,
         "description": None if plan is None else plan.description,
         "tried": [] if plan is None else [list(pair) for pair in plan.tried],
         "left_out": [] if plan is None else list(plan.left_out),
-        "advice": asdict(advice),
+        "advice": advising.entry(advice),
     }
+
+
+def _advice(run: Run, bench: Bench, rows: advising.Answers) -> Advice:
+    """The advice from answers to validation rows."""
+    planned = run.folder.read_json(costing.FILE)
+    found = advising.evidence(
+        rows,
+        metric=bench.chosen.primary,
+        train=len(bench.train),
+        recipe=run.recipe,
+        costs=advising.training_costs(planned, run.recipe.facts),
+    )
+    return advise(found)
 
 
 async def _compare(run: Run) -> conclude.Findings:
@@ -300,7 +319,7 @@ async def _compare(run: Run) -> conclude.Findings:
         # At once: nobody's latency is reported any more.
         bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
-            advice = await _final_advice(bench, held, explored, arms)
+            advice = await _final_advice(run, bench, held, explored, arms)
             noise = await again
     variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
     return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice)
@@ -318,16 +337,20 @@ async def _arms(run: Run, bench: Bench, prompt: str | None) -> Sequence[Arm]:
 
 
 async def _final_advice(
-    bench: Bench, held: list[Conversation], explored: dict[str, Any], arms: Sequence[Arm]
+    run: Run,
+    bench: Bench,
+    held: list[Conversation],
+    explored: dict[str, Any],
+    arms: Sequence[Arm],
 ) -> Advice:
     """The first advice again, with the tuned arm on the same validation rows."""
-    scores = dict(explored["scores"])
+    rows = dict(explored["rows"])
     some = held[: measure.EXPLORE_ROWS]
     for arm in arms:
         if arm.kind == "tuned" and some:
             measured = await bench.run(arm, some, measure.CONCURRENCY)
-            scores["tuned"] = measured.scores[bench.chosen.primary].value
-    return advise(scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(some))
+            rows["tuned"] = advising.answers(measured, bench.chosen.primary)
+    return _advice(run, bench, rows)
 
 
 def typed(arguments: Sequence[str]) -> str:
