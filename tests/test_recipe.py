@@ -55,7 +55,14 @@ CHANGED: dict[str, Any] = {
     "evaluate.limit": 5,
     "evaluate.goal": 0.8,
     "evaluate.max_tokens": 32,
+    "evaluate.forecast": False,
     "serve.suffix": "desk",
+    "facts.knowledge_changes": "weekly",
+    "facts.task_frequency": "rare",
+    "facts.calls_per_month": 1000.0,
+    "facts.latency_p95": 0.5,
+    "facts.data_may_leave": "no",
+    "facts.usd_per_hour": 0.25,
 }
 ONE_VALUE = {"serve.engine"}
 """Keys with a single value so far."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tunesmith.screen import plain
 
-SHOWN = 6
+SHOWN = 4
 """Ways shown of a kind; --json has all."""
 
 
@@ -78,11 +78,13 @@ def ways(found: Sequence[Mapping[str, Any]]) -> Table:
         counts[way["place"]] = counts.get(way["place"], 0) + 1
         if counts[way["place"]] > SHOWN:
             continue
-        hours = way["hours"]["value"]
+        hours, usd = way["hours"]["value"], way["usd"]
+        notes = [*way["notes"], *([usd["reason"]] if usd["value"] is None else [])]
         table.add_row(
             *(plain(way["place"]), plain(way["name"])),
             "-" if hours is None else f"{hours:.2f}",
-            *(plain(money(way["usd"])), plain(way["as_of"]), plain("; ".join(way["notes"]), "dim")),
+            "unknown" if usd["value"] is None else money(usd),
+            *(plain(way["as_of"]), plain("; ".join(notes), "dim")),
         )
     return table
 
@@ -114,5 +116,6 @@ def advice(found: Mapping[str, Any]) -> list[RenderableType]:
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("hours", "US$") else "left")
+        figure = column in ("hours", "US$", "of")
+        table.add_column(column, no_wrap=figure, justify="right" if figure else "left")
     return table
