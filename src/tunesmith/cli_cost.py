@@ -120,6 +120,6 @@ def advise(
     if as_json:
         print_json(found)
         return
-    out.print(*advice(found))
+    out.print(*advice(found), sep="\n")
     if "ways" in found["cost"]:
         out.print("", ways(found["cost"]["ways"]), *under(found["cost"]), sep="\n")

@@ -90,7 +90,7 @@ class Prices(BaseModel):
         """How old the table is, as a sentence."""
         ages = sorted(row.age(today) for row in (*self.tokens, *self.gpus))
         days = (today - self.compiled).days
-        told = f"Prices as compiled on {self.compiled}, {days:,} days ago"
+        told = f"Prices as compiled on {self.compiled}, {days:,} day{'s' * (days != 1)} ago"
         if ages:
             told += f"; the oldest source is {ages[-1]:,} days old"
         old = " They are old: look them up before you decide." if days > OLD_DAYS else ""

@@ -59,7 +59,7 @@ def test_the_report_has_every_way_and_where_tuned_breaks_even(made: Any) -> None
         fixed, calls = item["usd_per_month"]["value"], item["calls_per_month"]["value"]
         assert calls == pytest.approx(1000 * fixed / item["usd_per_1000"]["value"])
     assert section["hidden"] == list(cost.HIDDEN)
-    assert "days ago" in section["prices"]
+    assert "Prices as compiled on" in section["prices"]
     assert made.report["advice"]["priors"][0] == "Rule of thumb: prompting first, always."
     assert "Forecast: training takes" in made.report["advice"]["reasons"][-1]
 
