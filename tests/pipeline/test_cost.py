@@ -125,6 +125,10 @@ def test_the_break_even_is_worked_by_hand(tmp_path: Path) -> None:
     assert found[0]["calls_per_month"]["value"] == pytest.approx(86 / 1.5 * 1000)
     assert (found[0]["tuned_on"], found[0]["instead_of"]) == ("this machine", "big")
     assert pipeline.even(work, Amount.known(12), {}, recipe, known, None) == []
+    kept = recipes.with_values(recipe, {"facts.data_may_leave": "no"})
+    assert pipeline.even(work, Amount.known(12), calls, kept, known, "big") == []
+    planned = {"seconds": Amount.known(7200).to_json()}
+    assert [way.usd.value for way in pipeline.ways(work, planned, kept, known)] == [0.2]
 
 
 def test_prices_at_home_go_over_those_that_ship(

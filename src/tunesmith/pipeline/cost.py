@@ -84,16 +84,20 @@ def after(folder: RunFolder) -> dict[str, Any]:
 
 
 def ways(work: Work, planned: Mapping[str, Any], recipe: Recipe, known: Prices) -> list[cost.Way]:
-    """Each way of training with its cost, the cheaper ones first within a place."""
+    """Each way of training with its cost, the cheaper ones first within a place; only this machine
+    where the data may not leave it.
+    """
+    own = cost.here(Amount.of(planned["seconds"]), hourly(recipe))
+    if recipe.facts.data_may_leave == "no":
+        return [own]
     today = datetime.now(UTC).date()
-    seconds = Amount.of(planned["seconds"])
     there = [cost.rented(work, row) for row in known.gpus if row.memory_gb >= work.memory_gb]
     trained = [
         cost.hosted(work, row)
         for row in known.tokens
         if row.tuned and not (row.ends and row.ends <= today)
     ]
-    return [cost.here(seconds, hourly(recipe)), *_cheap(there), *_cheap(trained)]
+    return [own, *_cheap(there), *_cheap(trained)]
 
 
 def hourly(recipe: Recipe) -> float | None:
@@ -257,8 +261,9 @@ def even(
 
     The larger ones read what the prompt arm reads, in their own tokens; only the external arm's
     quality was measured. The tuned model's machine is paid for all month, so that a call adds nothing.
+    Where the data may not leave there is nothing to compare with.
     """
-    if "tuned" not in serving:
+    if "tuned" not in serving or recipe.facts.data_may_leave == "no":
         return []
     rate, where = hourly(recipe), "this machine"
     fits = [row for row in known.gpus if row.per_hour and row.memory_gb >= work.memory_gb]
