@@ -417,25 +417,27 @@ def test_help_check_and_models_list_import_no_torch(place: Place) -> None:
     assert ran.stderr.split("\n")[:2] == ["[]", "[]"]
 
 
-def test_costs_and_advice_come_before_any_training(place: Place) -> None:
-    common = ("rows.jsonl", "--model", "tiny", "--json")
-    ended = place.typed("cost", *common, "--set", "facts.usd_per_hour=0.36")
+def test_costs_are_told_before_any_training(place: Place) -> None:
+    common = ("cost", "rows.jsonl", "--model", "tiny", "--json")
+    ended = place.typed(*common, "--set", "facts.usd_per_hour=0.36")
     assert ended.returncode == 0, ended.stderr
     costs = json.loads(ended.stdout)
     assert {way["place"] for way in costs["ways"]} == {"here", "rented", "hosted"}
     assert costs["ways"][0]["usd"]["value"] > 0
-    # Standard input is no terminal: nothing is asked.
-    told = ("advise", *common[:-1], "--out", "asked", "--set", "facts.knowledge_changes=weekly")
+    ended = place.typed(*common, "--prices", "none.yaml")
+    assert ended.returncode == 2
+    assert "none.yaml cannot be read" in ended.stderr
+
+
+def test_advice_asks_nothing_where_there_is_no_terminal(place: Place) -> None:
+    told = ("advise", "rows.jsonl", "--model", "tiny", "--out", "asked")
+    told += ("--set", "facts.knowledge_changes=weekly")
     ended = place.typed(*told)
     assert ended.returncode == 0, ended.stderr
     assert "You said: the knowledge changes weekly" in ended.stdout
     assert "Prices as compiled on" in ended.stdout
-    ended = place.typed(*told, "--json")
-    said = json.loads(ended.stdout)
+    said = json.loads(place.typed(*told, "--json").stdout)
     assert said["advice"]["facts"]
     assert said["verdict"]["value"] is None
     assert "ways" in said["cost"]
     assert not (place.folder / "asked" / "adapter").exists()
-    ended = place.typed("cost", *common, "--prices", "none.yaml")
-    assert ended.returncode == 2
-    assert "none.yaml cannot be read" in ended.stderr
