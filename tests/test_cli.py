@@ -146,7 +146,9 @@ def test_the_same_command_goes_on_to_one_json_value(finished: Place) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert json.loads(ended.stdout) == finished.report
-    assert set(finished.report["timings"]) == {"check", "explore", "train", "probe", "compare"}
+    assert set(finished.report["timings"]) == {
+        *("check", "forecast", "explore", "train", "curve", "probe", "compare"),
+    }
 
 
 def test_trap_21_resume_is_the_same_run(finished: Place) -> None:
@@ -415,3 +417,29 @@ def test_help_check_and_models_list_import_no_torch(place: Place) -> None:
         check=True,
     )
     assert ran.stderr.split("\n")[:2] == ["[]", "[]"]
+
+
+def test_costs_are_told_before_any_training(place: Place) -> None:
+    common = ("cost", "rows.jsonl", "--model", "tiny", "--json")
+    ended = place.typed(*common, "--set", "facts.usd_per_hour=0.36")
+    assert ended.returncode == 0, ended.stderr
+    costs = json.loads(ended.stdout)
+    assert {way["place"] for way in costs["ways"]} == {"here", "rented", "hosted"}
+    assert costs["ways"][0]["usd"]["value"] > 0
+    ended = place.typed(*common, "--prices", "none.yaml")
+    assert ended.returncode == 2
+    assert "none.yaml cannot be read" in ended.stderr
+
+
+def test_advice_asks_nothing_where_there_is_no_terminal(place: Place) -> None:
+    told = ("advise", "rows.jsonl", "--model", "tiny", "--out", "asked")
+    told += ("--set", "facts.knowledge_changes=weekly")
+    ended = place.typed(*told)
+    assert ended.returncode == 0, ended.stderr
+    assert "You said: the knowledge changes weekly" in ended.stdout
+    assert "Prices as compiled on" in ended.stdout
+    said = json.loads(place.typed(*told, "--json").stdout)
+    assert said["advice"]["facts"]
+    assert said["verdict"]["value"] is None
+    assert "ways" in said["cost"]
+    assert not (place.folder / "asked" / "adapter").exists()

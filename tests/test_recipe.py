@@ -65,7 +65,14 @@ CHANGED: dict[str, Any] = {
     "forgetting.tradeoff": False,
     "forgetting.max_kl": 0.2,
     "forgetting.max_loss": 0.05,
+    "evaluate.forecast": False,
     "serve.suffix": "desk",
+    "facts.knowledge_changes": "weekly",
+    "facts.task_frequency": "rare",
+    "facts.calls_per_month": 1000.0,
+    "facts.latency_p95": 0.5,
+    "facts.data_may_leave": "no",
+    "facts.usd_per_hour": 0.25,
 }
 ONE_VALUE = {"serve.engine"}
 """Keys with a single value so far."""

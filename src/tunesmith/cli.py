@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from tunesmith.cli_cost import advise, asked, cost
 from tunesmith.cli_keys import keys_app, webhooks_app
 from tunesmith.cli_models import export, models_app
 from tunesmith.errors import TunesmithError, UsageError
@@ -81,6 +82,8 @@ def run(
         data, model=model, form=form, columns=columns, file=recipe, settings=settings,
         validation=validation, test=test, graders=graders, seed=seed, limit=limit, docs=docs,
     )  # fmt: skip
+    if ask and not (yes or as_json):
+        wanted = asked(wanted)
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
         command = pipeline.typed(sys.argv[1:])
         ended = pipeline.run(wanted, out=folder, screen=screen, command=command, ask=ask)
@@ -322,6 +325,8 @@ def chat(
     )
 
 
+app.command()(advise)
+app.command()(cost)
 app.command()(export)
 
 

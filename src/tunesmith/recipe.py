@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -27,6 +28,7 @@ from tunesmith.errors import UsageError
 Auto = Literal["auto"]
 RETRIEVING = ("rag", "rag+tuned")
 """Arms that look things up in documents."""
+Known = Annotated[float, Field(ge=0)] | Literal["unknown"]
 Format = Literal[
     "auto",
     "chat",
@@ -214,6 +216,33 @@ class EvaluateSection(_Section):
     more rows would bring; `auto` is yes where that takes a few minutes, and then less of it."""
     max_tokens: int | Auto = "auto"
     """Longest answer; `auto` is the longest reference with room to spare."""
+    forecast: bool = True
+    """Whether a few steps are measured before training, to say what it will take."""
+
+
+class FactsSection(_Section):
+    """What no data can show; each may turn the advice, and is asked for at a terminal."""
+
+    knowledge_changes: Literal["unknown", "never", "yearly", "monthly", "weekly", "daily"] = (
+        "unknown"
+    )
+    """How often what the answers have to know changes."""
+    task_frequency: Literal["unknown", "rare", "daily", "constant"] = "unknown"
+    """How often the task comes up."""
+    calls_per_month: Known = "unknown"
+    """Calls a month."""
+    latency_p95: Known = "unknown"
+    """Seconds in which 95 % of the answers are wanted."""
+    data_may_leave: Literal["unknown", "yes", "no"] = "unknown"
+    """Whether others may see the data."""
+    usd_per_hour: Known = "unknown"
+    """What an hour of this machine costs, in US dollars."""
+
+    @field_validator("data_may_leave", mode="before")
+    @classmethod
+    def _yaml_yes(cls, value: Any) -> Any:
+        """YAML reads a bare yes or no as true or false."""
+        return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 class ForgettingSection(_Section):
@@ -254,6 +283,7 @@ class Recipe(_Section):
     evaluate: EvaluateSection = EvaluateSection()
     forgetting: ForgettingSection = ForgettingSection()
     serve: ServeSection = ServeSection()
+    facts: FactsSection = FactsSection()
 
     @model_validator(mode="after")
     def _four_bits(self) -> Recipe:

@@ -103,7 +103,7 @@ def test_the_report_has_the_keys_of_the_contract(made: Any) -> None:
     assert set(report["overfitting"]) == {
         *("train_loss", "validation_loss", "best_step", "stopped_early"),
     }
-    assert set(report["advice"]) == {"approach", "reasons"}
+    assert set(report["advice"]) == {"approach", "reasons", "facts", "priors"}
     assert set(report["verdict"]) == {"ship", "sentence"}
     assert set(report["forgetting"]) == {"kl", "kl_interval", "general", "tradeoff"}
 

@@ -128,7 +128,7 @@ def test_both_arms_are_measured_beside_the_others(ended: Any, folder: RunFolder)
     page = (folder.path / "report.html").read_text()
     assert "rag+tuned" in page
     explored = folder.read_json("explore.json")
-    assert set(explored["scores"]) == {"base", "rag"}
+    assert set(explored["rows"]) == {"base", "rag"}
 
 
 def test_retrieval_is_measured_by_itself_with_intervals(ended: Any, folder: RunFolder) -> None:
@@ -229,7 +229,7 @@ def test_questions_without_an_answer_take_that_of_the_document_they_name(
 
 def test_an_arm_that_retrieves_is_refused_without_documents() -> None:
     asked = recipes.with_values(Recipe(), {"evaluate.arms": ["base", "rag"]})
-    with pytest.raises(UsageError, match="evaluate.arms=rag without documents. Give --docs"):
+    with pytest.raises(UsageError, match=r"evaluate\.arms=rag without documents\. Give --docs"):
         prepare.comparable(asked)
     both = recipes.with_values(Recipe(), {"data.docs": ["x"]})
     assert both.arms == ("base", "classical", "prompt", "tuned", "rag", "rag+tuned")

@@ -65,7 +65,7 @@ def test_the_recipe_in_force_has_the_numbers_that_auto_became(made: Any) -> None
 
 def test_timings_sum_to_the_wall_time(made: Any) -> None:
     timings = made.report["timings"]
-    assert list(timings) == ["explore", "train", "curve", "probe", "compare"]
+    assert list(timings) == ["forecast", "explore", "train", "curve", "probe", "compare"]
     # `run` itself has the check as a stage; here it is part of the first.
     assert sum(timings.values()) == pytest.approx(made.seconds, abs=0.2)
 
@@ -209,6 +209,7 @@ def test_asking_first_ends_with_the_advice_and_no_verdict(
     folder = RunFolder(tmp_path / "run")
     pipeline.open_run(wanted, out=folder.path, screen=screen, command="")
     advice = {"approach": "prompting", "reasons": ["It is so."]}
+    folder.write_json("forecast.json", {"value": None, "reason": "not now"})
     folder.write_json("explore.json", {"advice": advice})
     ended = pipeline.run(wanted, out=folder.path, screen=screen, command="", ask=True)
     assert ended.report["advice"] == advice
@@ -216,7 +217,7 @@ def test_asking_first_ends_with_the_advice_and_no_verdict(
     assert not ended.ship
     assert not (folder.path / "train.json").exists()
     stages = [e["name"] for e in folder.events() if e["type"] == "stage" and e["state"] == "done"]
-    assert stages == ["check", "explore"]
+    assert stages == ["check", "forecast", "explore"]
 
 
 def test_the_command_can_be_typed_again() -> None:

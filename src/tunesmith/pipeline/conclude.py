@@ -15,6 +15,7 @@ from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.pipeline import forget
+from tunesmith.pipeline.advice import entry
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
@@ -94,7 +95,7 @@ def build(
         "parity": asdict(found.parity) if found.parity else _missing("the tuned arm was left out"),
         **cost,
         "overfitting": overfitting(events),
-        "advice": {"approach": found.advice.approach, "reasons": list(found.advice.reasons)},
+        "advice": entry(found.advice),
         "verdict": {"ship": said.ship, "sentence": said.sentence},
         "cost": _cost(events),
         "timings": {},
@@ -124,7 +125,6 @@ def _cost(events: Sequence[Event]) -> dict[str, Any]:
         "computed_tokens": sum(event["distinct_tokens"] for event in steps),
         "trained_tokens": sum(event["trained_tokens"] for event in steps),
         "training_seconds": math.fsum(event["seconds"] for event in steps),
-        "usd": _missing("what this machine costs an hour is not known"),
     }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +15,6 @@ import psutil
 from tunesmith.errors import TrainingError
 from tunesmith.models import fetch
 from tunesmith.models.catalog import DEFAULT, PACKAGED
-from tunesmith.models.lifetime import environment
 from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import learn, machine, prepare
 from tunesmith.pipeline.folder import RunFolder
@@ -89,13 +86,7 @@ def profile(recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
         path = folder.path / "train.json"
         learn.spec_of(settled, model, folder).write(path)
         say("measuring some steps")
-        ran = subprocess.run(
-            [sys.executable, "-m", "tunesmith.train.profile", str(path)],
-            env=environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if ran.returncode != 0:
-        raise TrainingError(" ".join(ran.stderr.strip().splitlines()[-1:]))
-    return json.loads(ran.stdout)
+        return machine.measured("tunesmith.train.profile", path)
 
 
 def _torch() -> dict[str, Any]:

@@ -9,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from tunesmith import recipe as recipes
 from tunesmith.errors import DiskFull, FolderBusy, TrainerCrashed, TrainingError
@@ -108,8 +111,23 @@ def train(
         happened(event)
 
     extra.write(recipe, model, folder)
-    learn(replace(spec_of(recipe, model, folder), snapshots=snapshots), folder, told)
+    with _counted(folder):
+        learn(replace(spec_of(recipe, model, folder), snapshots=snapshots), folder, told)
     return recipe
+
+
+@contextmanager
+def _counted(folder: RunFolder) -> Generator[None]:
+    """Write what an attempt at training took: wall seconds, and CPU seconds of its processes."""
+    began, before = time.monotonic(), psutil.Process().cpu_times()
+    try:
+        yield
+    finally:
+        after = psutil.Process().cpu_times()
+        cpu = after.children_user + after.children_system
+        cpu -= before.children_user + before.children_system
+        seconds = time.monotonic() - began
+        folder.emit({"type": "spent", "seconds": seconds, "cpu_seconds": cpu})
 
 
 def learn(spec: TrainSpec, folder: RunFolder, happened: Callable[[Event], None]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.errors import TrainingError, UsageError
 from tunesmith.models import gguf
+from tunesmith.models.lifetime import environment
 from tunesmith.recipe import Recipe
 
 ASK_TORCH = """
@@ -30,6 +31,21 @@ def torch_facts() -> dict[str, Any]:
     ran = subprocess.run(
         [sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, check=False
     )
+    if ran.returncode != 0:
+        raise TrainingError(" ".join(ran.stderr.strip().splitlines()[-1:]))
+    return json.loads(ran.stdout)
+
+
+def measured(module: str, spec: Path) -> dict[str, Any]:
+    """What a process that computes says of a spec: `python -m MODULE SPEC` prints one JSON value.
+
+    Raises:
+        TrainingError: it fails; the message is its last line.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-m", module, str(spec)],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if ran.returncode != 0:
         raise TrainingError(" ".join(ran.stderr.strip().splitlines()[-1:]))
     return json.loads(ran.stdout)

@@ -215,7 +215,7 @@ def arm_entry(measured: Measured, more: Mapping[str, Any] = {}) -> dict[str, Any
         "tokens_out": _mean([sample.tokens_out for sample in samples]),
         "latency_p50": seconds[len(seconds) // 2],
         "latency_p95": seconds[int(len(seconds) * 0.95)],
-        "usd_per_1000": {"value": None, "reason": "what this machine costs an hour is not known"},
+        "usd_per_1000": {"value": None, "reason": "what a call costs is not known"},
     }
     return {**entry, **more}
 

@@ -23,6 +23,7 @@ from tunesmith.graders.choose import Chosen
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.pipeline import learn, measure, prepare
+from tunesmith.pipeline.advice import answers
 from tunesmith.pipeline.embedding import embedding, encoder
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.pipeline.measure import CONCURRENCY, Bench
@@ -71,11 +72,13 @@ async def explore(run: Run, bench: Bench, held: Sequence[Conversation]) -> dict[
         "encoder": spec.name if spec else NO_ENCODER,
     }
     tried: list[tuple[int, float]] = []
+    answered: dict[int, list[dict[str, Any]]] = {}
     async with opened(run, settled, bench.chosen) as library:
         for passages in quality.DEPTHS if held else ():
             arm = _arm("rag", bench, None, replace(library, passages=passages))
             measured = await bench.run(arm, held, CONCURRENCY)
             tried.append((passages, measured.scores[bench.chosen.primary].value))
+            answered[passages] = answers(measured, bench.chosen.primary)
         indexed = len(library.index.chunks)
     tried.sort(key=lambda pair: -pair[1])
     settled |= {"passages": tried[0][0]} if tried else {}
@@ -83,7 +86,8 @@ async def explore(run: Run, bench: Bench, held: Sequence[Conversation]) -> dict[
         f"{len(documents.documents):,} documents in {indexed:,} chunks of up to {settled['words']} "
         f"words; a question is shown {settled['passages']}"
     )
-    return {**settled, "chunks": indexed, "sizes": sizes, "tried": tried}
+    shown = answered[tried[0][0]] if tried else []
+    return {**settled, "chunks": indexed, "sizes": sizes, "tried": tried, "rows": shown}
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from tunesmith.data.examples import Conversation
 from tunesmith.data.split import read_jsonl
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import report as pages
-from tunesmith.evaluate.evaluation import Arm, Measured
+from tunesmith.evaluate.evaluation import Arm, Build, Measured
 from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
+from tunesmith.pipeline import advice as advising
 from tunesmith.pipeline import conclude, curve, forget, learn, machine, measure, prepare, retrieve
+from tunesmith.pipeline import cost as costing
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -30,6 +32,9 @@ from tunesmith.pipeline.prepare import Prepared
 from tunesmith.recipe import RETRIEVING, Recipe
 from tunesmith.serve import engines
 from tunesmith.store import Store
+
+ADVICE_ROWS = 100
+"""Validation rows behind the final advice: enough to tell a lead of a tenth or two."""
 
 
 @dataclass
@@ -157,6 +162,11 @@ def _ours(folder: RunFolder) -> None:
     folder.emit({"type": "opened"})
 
 
+def forecast(run: Run) -> None:
+    """What training will take, from a few real steps."""
+    costing.before(run.recipe, run.model, run.folder, run.screen.say)
+
+
 def explore(run: Run) -> None:
     """What needs no tuning, on the validation rows, and the first advice."""
     if (run.folder.path / "explore.json").is_file():
@@ -202,10 +212,12 @@ def compare(run: Run) -> None:
     run.report["data_enough"] = curve.data_enough(
         run.folder, run.recipe, found.arms, found.chosen.primary
     )
+    costing.into(run.report, run.folder, run.recipe, found.arms)
 
 
 Step = tuple[str, Callable[[Run], None]]
 STEPS: tuple[Step, ...] = (
+    ("forecast", forecast),
     ("explore", explore),
     ("train", train),
     ("curve", draw_curve),
@@ -301,10 +313,10 @@ async def _explore(run: Run) -> dict[str, Any]:
         run.screen.say(bench.chosen.reason)
         bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
 
-        async def plain(kind: str) -> float:
-            arm = bench.arm(kind, build=None, tuned=run.tuned)
+        async def answers(kind: str, build: Build | None = None) -> list[dict[str, Any]]:
+            arm = bench.arm(kind, build=build, tuned=run.tuned)
             measured = await bench.run(arm, held, measure.CONCURRENCY)
-            return measured.scores[bench.chosen.primary].value
+            return advising.answers(measured, bench.chosen.primary)
 
         async def prompt() -> PromptPlan | None:
             return await bench.find_prompt(held) if "prompt" in wanted else None
@@ -315,25 +327,37 @@ async def _explore(run: Run) -> dict[str, Any]:
             measure.meanwhile(prompt()) as search,
             measure.meanwhile(retrieve.explore(run, bench, held)) as look,
         ):
-            scores = {kind: await plain(kind) for kind in kinds}
+            rows = {kind: await answers(kind) for kind in kinds}
             plan = await search
             settled = await look
         if plan is not None and plan.tried:
-            scores["prompt"] = plan.tried[0][1]
-        if settled is not None and settled["tried"] and "rag" in wanted:
-            scores["rag"] = settled["tried"][0][1]
-    advice = advise(
-        scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(held)
-    )
+            rows["prompt"] = await answers("prompt", plan.build)
+        if settled is not None:
+            looked_up = settled.pop("rows")
+            rows |= {"rag": looked_up} if "rag" in wanted else {}
+    advice = _advice(run, bench, rows)
     return {
-        "scores": scores,
+        "rows": rows,
         "prompt": None if plan is None else plan.name,
         "description": None if plan is None else plan.description,
         "tried": [] if plan is None else [list(pair) for pair in plan.tried],
         "left_out": [] if plan is None else list(plan.left_out),
         "rag": settled,
-        "advice": asdict(advice),
+        "advice": advising.entry(advice),
     }
+
+
+def _advice(run: Run, bench: Bench, rows: advising.Answers) -> Advice:
+    """The advice from answers to validation rows."""
+    planned = run.folder.read_json(costing.FILE)
+    found = advising.evidence(
+        rows,
+        metric=bench.chosen.primary,
+        train=len(bench.train),
+        recipe=run.recipe,
+        costs=advising.training_costs(planned, run.recipe.facts),
+    )
+    return advise(found)
 
 
 async def _compare(run: Run) -> conclude.Findings:
@@ -363,7 +387,7 @@ async def _compare(run: Run) -> conclude.Findings:
         # At once: nobody's latency is reported any more.
         bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
-            advice = await _final_advice(bench, held, explored, arms)
+            advice = await _final_advice(run, bench, held, arms)
             noise = await again
     return conclude.Findings(measured, bench.chosen, noise, parity, details, advice)
 
@@ -380,16 +404,15 @@ async def _arms(run: Run, bench: Bench, prompt: str | None) -> list[Arm]:
 
 
 async def _final_advice(
-    bench: Bench, held: list[Conversation], explored: dict[str, Any], arms: Sequence[Arm]
+    run: Run, bench: Bench, held: Sequence[Conversation], arms: Sequence[Arm]
 ) -> Advice:
-    """The first advice again, with the tuned arms on the same validation rows."""
-    scores = dict(explored["scores"])
-    some = held[: measure.EXPLORE_ROWS]
-    for arm in arms:
-        if arm.kind in ("tuned", "rag+tuned") and some:
-            measured = await bench.run(arm, some, measure.CONCURRENCY)
-            scores[arm.kind] = measured.scores[bench.chosen.primary].value
-    return advise(scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(some))
+    """The advice once more, from more validation rows, with the tuned arms among the others."""
+    some = held[:ADVICE_ROWS]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for arm in arms if some else ():
+        measured = await bench.run(arm, some, measure.CONCURRENCY)
+        rows[arm.kind] = advising.answers(measured, bench.chosen.primary)
+    return _advice(run, bench, rows)
 
 
 def typed(arguments: Sequence[str]) -> str:
