@@ -261,7 +261,7 @@ def _knowledge(evidence: Evidence, approach: Approach, said: Said) -> Approach:
     )
     said["knowledge_changes"] += ", so facts are to be looked up (--docs)."
     if approach == "fine-tuning" and not (
-        "rag+fine-tuning" in best
+        {"fine-tuning", "rag+fine-tuning"} <= set(best)
         and evidence.leads_by(best["fine-tuning"], best["rag+fine-tuning"])
     ):
         return "rag+fine-tuning"
