@@ -31,6 +31,7 @@ def knowing(found: Evidence, **facts: Any) -> Evidence:
         (evidence(prompt=0.4, rag=0.7, tuned=0.72, both=0.74), "rag", "rag leads prompt"),
         (evidence(prompt=0.4, rag=0.45, tuned=0.7, both=0.72), "fine-tuning", "tuned leads"),
         (evidence(prompt=0.4, rag=0.6, tuned=0.6, both=0.9), "rag+fine-tuning", "rag+tuned leads"),
+        (evidence(rag=0.9, tuned=0.4), "rag", "rag does as well"),
         (evidence(prompt=0.5, external=0.9, tuned=0.7), "prompting", "external does as well"),
         (evidence(base=0.1, prompt=0.95), "prompting", "already reaches 0.95"),
         (replace(evidence(prompt=0.8), goal=0.75), "prompting", "0.80, which is wanted"),

@@ -194,7 +194,7 @@ def _allowed(evidence: Evidence, said: Said) -> Evidence:
 def _measured(evidence: Evidence) -> tuple[Approach, list[str]]:
     """What the scores say: the simplest way that leads the simpler ones and is led by none."""
     best = evidence.best
-    plain = best.get("prompting")
+    plain = best.get("prompting", best.get("rag"))
     ahead: list[Approach] = [
         kind
         for kind in SIMPLEST[1:]
@@ -225,7 +225,8 @@ def _no_lead(evidence: Evidence, plain: str, tuned: str) -> tuple[Approach, list
     else:
         told = f"Measured: {plain} does as well as {tuned} ({plain} - {tuned} is "
         told += f"{evidence.lead(plain, tuned)})"
-    return "prompting", [f"{told}; the simpler way wins a tie, and {plain} needs no training."]
+    told += f"; the simpler way wins a tie, and {plain} needs no training."
+    return APPROACH[plain], [told]
 
 
 def _untrained(evidence: Evidence) -> tuple[Approach, list[str]]:
@@ -260,7 +261,7 @@ def _knowledge(evidence: Evidence, approach: Approach, said: Said) -> Approach:
     )
     said["knowledge_changes"] += ", so facts are to be looked up (--docs)."
     if approach == "fine-tuning" and not (
-        "rag+fine-tuning" in best
+        {"fine-tuning", "rag+fine-tuning"} <= set(best)
         and evidence.leads_by(best["fine-tuning"], best["rag+fine-tuning"])
     ):
         return "rag+fine-tuning"
