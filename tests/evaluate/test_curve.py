@@ -96,6 +96,12 @@ def test_what_is_described_is_drawn() -> None:
     assert curve.drawing({"curve": {"value": None, "reason": "left out"}}) is None
 
 
+def test_rows_that_all_fail_are_not_taken_for_certainty() -> None:
+    doubling = curve.described(*points(lambda n: 0.0), metric="exact", goal=None)["doubling"]
+    assert doubling["value"] == 0
+    assert -0.25 < doubling["low"] < -0.05 < 0.05 < doubling["high"] < 0.25
+
+
 def test_what_cannot_be_told_is_said_so() -> None:
     made = curve.described(*noisy(0.05, 3, rows=20), metric="exact", goal=0.85)
     assert made["doubling"]["sentence"].startswith("Whether twice the rows would help cannot be")

@@ -91,8 +91,9 @@ def test_every_auto_becomes_a_number_and_the_settled_recipe_splits_alike(
         for key, value in values.items()
         if value == "auto"
     ]
-    # Which layout each file has is told and no number; the trainer says what dtype it took.
-    assert left == ["model.dtype", "data.format"]
+    # Which layout each file has is told and no number; the trainer says what dtype it took, and
+    # how long it took, which decides about the curve.
+    assert left == ["model.dtype", "data.format", "evaluate.curve"]
     assert (settled.data.validation, settled.data.test) == (20, 40)
     assert settled.model.revision == spec.revision
     assert settled.train.epochs == 1

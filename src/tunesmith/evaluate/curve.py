@@ -108,7 +108,11 @@ def fit(points: Sequence[Point], clusters: Sequence[str], seed: int = 0) -> Fit:
     counts = rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float64)
     totals = np.concatenate([sums.sum(axis=0, keepdims=True), counts @ sums])
     means = totals[:, :-1] / totals[:, -1:]
-    means[1:] += _between(means[0], sizes) * rng.standard_normal((DRAWS, len(points)))
+    noise = _between(means[0], sizes)
+    if np.isin(scores, (0.0, 1.0)).all():
+        # Rows that all fail, or all succeed, do not vary when resampled: one of them could have.
+        noise = max(noise, 1 / units)
+    means[1:] += noise * rng.standard_normal((DRAWS, len(points)))
     level, slope, exponent = _curves(means, np.log(sizes / sizes.max()))
     most = 1.0 if scores.max() <= 1 else math.inf
     return Fit(int(sizes.max()), level, slope, exponent, most)
