@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunesmith.api.limits import Body, Places, Rates, TooMany, check_json, too_large
+from tunesmith.api.limits import Body, Places, Rates, TooMany, too_large
 from tunesmith.api.who import Who
 from tunesmith.serve.wire import Refusal, error_body
 from tunesmith.settings import Settings
@@ -126,7 +126,6 @@ class Gate:
         body = await coming.read(most)
         if body is None:
             return
-        check_json(body)
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Message:
