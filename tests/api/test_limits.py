@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tunesmith.api import limits
-from tunesmith.api.limits import Rates, TooMany
+from tunesmith.api.limits import Rates
+from tunesmith.serve.wire import Refusal
 
 
 def test_a_bucket_holds_a_minutes_requests_and_fills_by_the_second() -> None:
@@ -11,9 +12,9 @@ def test_a_bucket_holds_a_minutes_requests_and_fills_by_the_second() -> None:
     rates = Rates(60, clock=lambda: now)
     for left in range(59, -1, -1):
         assert rates.spend("a").left == left
-    with pytest.raises(TooMany) as refused:
+    with pytest.raises(Refusal) as refused:
         rates.spend("a")
-    assert refused.value.wait == 1
+    assert refused.value.headers == {"retry-after": "1"}
     now = 2.5
     assert rates.spend("a").left == 1.5
     assert rates.spend("b").left == 59
@@ -26,6 +27,6 @@ def test_the_names_that_asked_longest_ago_are_forgotten(monkeypatch: pytest.Monk
     rates = Rates(2, clock=lambda: 0.0)
     for name in ("a", "b", "a", "c"):
         rates.spend(name)
-    with pytest.raises(TooMany):
+    with pytest.raises(Refusal):
         rates.spend("a")
     assert rates.spend("b").left == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive
 
-from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire import Refusal, too_many
 
 SLOWEST = 1024
 """Bytes a second that keep a client's request alive."""
@@ -20,14 +19,6 @@ LINGER_SECONDS = 2.0
 """How long a refused body is still taken in, so that the client reads the refusal."""
 REMEMBERED = 10_000
 """Keys and addresses whose rates are kept."""
-
-
-class TooMany(Refusal):
-    """429, with the seconds after which the same request is welcome."""
-
-    def __init__(self, message: str, *, wait: float) -> None:
-        super().__init__(message, status=429, kind="requests", code="rate_limit_exceeded")
-        self.wait = max(1, math.ceil(wait))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +54,14 @@ class Rates:
         """Draw on a bucket.
 
         Raises:
-            TooMany: it is empty.
+            Refusal: 429, it is empty.
         """
         now = self._clock()
         left, at = self._buckets.get(name, (float(self._limit), now))
         left = min(self._limit, left + (now - at) * self._limit / 60)
         if left < 1:
             said = f"Rate limit reached: {self._limit} requests a minute."
-            raise TooMany(said, wait=(1 - left) * 60 / self._limit)
+            raise too_many(said, (1 - left) * 60 / self._limit)
         self._buckets[name] = (left - 1, now)
         self._buckets.move_to_end(name)
         if len(self._buckets) > REMEMBERED:
@@ -89,10 +80,10 @@ class Places:
         """Hold a place during the block.
 
         Raises:
-            TooMany: all are taken.
+            Refusal: 429, all are taken.
         """
         if self._taken[name] >= self._most:
-            raise TooMany(f"Rate limit reached: {self._most} requests at once.", wait=1)
+            raise too_many(f"Rate limit reached: {self._most} requests at once.", 1)
         self._taken[name] += 1
         try:
             yield

@@ -8,6 +8,7 @@ knows and we do not honour is accepted only at the value that means "leave it".
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -296,6 +297,17 @@ def error_body(
 def event(body: Mapping[str, Any]) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def too_many(said: str, wait: float) -> Refusal:
+    """429: the same request is welcome after so many seconds."""
+    return Refusal(
+        said,
+        status=429,
+        kind="requests",
+        code="rate_limit_exceeded",
+        retry_after=max(1, math.ceil(wait)),
+    )
 
 
 def unknown_model(name: str) -> Refusal:
