@@ -15,7 +15,7 @@ from tunesmith.serve.wire import Refusal, too_many
 
 SLOWEST = 1024
 """Bytes a second that keep a client's request alive."""
-LINGER_SECONDS = 2.0
+LINGER_SECONDS = 5.0
 """How long a refused body is still taken in, so that the client reads the refusal."""
 REMEMBERED = 10_000
 """Keys and addresses whose rates are kept."""
