@@ -9,10 +9,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from tunesmith.api.pages import After, Body, Limit, Metadata, Order, labels, listed, router, turn
+from tunesmith.api.pages import After, Body, Limit, Order, labels, listed, router, turn
 from tunesmith.api.who import Who, who
 from tunesmith.errors import UsageError
 from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire_tools import Metadata
 from tunesmith.settings import Settings
 from tunesmith.store import Store
 from tunesmith.store.answers import StoredCompletion

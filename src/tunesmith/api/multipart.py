@@ -81,12 +81,14 @@ async def receive(
     """
     if int(request.headers.get("content-length", "0")) > allowed.bytes + AROUND_BYTES:
         raise allowed.refusal
-    received = None
+    done = False
     try:
         form = _Form(_boundary(request), file, fields)
         with target.open("xb") as out:
             size = await _copy(request, form, out, allowed)
         received = form.ended(size)
+        done = True
+        return received
     except FormParserError as error:
         raise _malformed(str(error)) from None
     except ClientDisconnect:
@@ -94,9 +96,8 @@ async def receive(
     except OSError:
         raise disk_full() from None
     finally:
-        if received is None:
+        if not done:
             target.unlink(missing_ok=True)
-    return received
 
 
 async def _copy(request: Request, form: _Form, out: BinaryIO, allowed: Room) -> int:

@@ -17,15 +17,8 @@ from tunesmith.serve.wire import Refusal
 from tunesmith.store.database import Page
 
 T = TypeVar("T")
-MOST_LABELS = 16
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Control characters and halves of characters."""
-
-
-def _few(labels: dict[str, str]) -> dict[str, str]:
-    if len(labels) > MOST_LABELS:
-        raise ValueError(f"at most {MOST_LABELS} pairs, found {len(labels)}")
-    return labels
 
 
 def _plain(text: str) -> str:
@@ -37,13 +30,6 @@ def _plain(text: str) -> str:
 Plain = Annotated[str, AfterValidator(_plain)]
 """Text that databases, headers and logs can carry."""
 Name = Annotated[Plain, Field(min_length=1, max_length=255)]
-Metadata = Annotated[
-    dict[
-        Annotated[Plain, Field(min_length=1, max_length=64)],
-        Annotated[str, Field(max_length=512)],
-    ],
-    AfterValidator(_few),
-]
 After = Annotated[str | None, Query()]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
