@@ -21,6 +21,7 @@ from tunesmith.errors import EngineError
 from tunesmith.models import gguf
 from tunesmith.models.catalog import read_card
 from tunesmith.models.lifetime import environment
+from tunesmith.settings import MAX_WAITING
 
 EngineKind = Literal["local", "llama.cpp"]
 COMMANDS: Mapping[EngineKind, Sequence[str]] = {
@@ -45,7 +46,7 @@ class EngineSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
     dtype: str = "auto"
     max_rows: int = 32
-    max_waiting: int = 256
+    max_waiting: int = MAX_WAITING
     kind: EngineKind = "local"
 
 
