@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     completion_days: float = Field(default=30.0, gt=0)
     """How long stored completions are kept."""
     private_hosts: tuple[str, ...] = ()
-    """Hosts of this network that webhooks and graders may reach."""
+    """Hosts of this network that webhooks may reach."""
     python_graders: bool = False
     """Whether graders may run Python, in a process of their own without network."""
 

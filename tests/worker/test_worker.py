@@ -151,9 +151,7 @@ def test_a_job_ends_with_model_checkpoints_and_result_file(site: Site) -> None:
     assert (found.status, found.error) == ("succeeded", None)
     numbers = found.method["supervised"]["hyperparameters"]
     assert numbers == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
-    base = site.base.name
-    assert found.fine_tuned_model is not None
-    assert found.fine_tuned_model.endswith(":local:my-run:0000000a")
+    assert found.fine_tuned_model == f"ft:{site.base.name}:local:my-run:0000000a"
     model = site.store.model(found.fine_tuned_model, "default")
     assert model is not None
     assert model.adapter_folder is not None
@@ -176,7 +174,6 @@ def test_a_job_ends_with_model_checkpoints_and_result_file(site: Site) -> None:
     assert said[-1] == "The job has successfully completed"
     assert found.trained_tokens is not None
     assert found.trained_tokens > 0
-    assert base
 
 
 def test_a_file_that_is_refused_fails_the_job_with_openais_code(site: Site) -> None:
