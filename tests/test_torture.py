@@ -8,7 +8,6 @@ from types import ModuleType
 import pytest
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "torture.py"
-ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
@@ -27,5 +26,5 @@ def torture() -> ModuleType:
 def test_jobs_end_as_they_would_have_whatever_is_killed(
     torture: ModuleType, tmp_path: Path, database: str
 ) -> None:
-    kills = torture.torture(tmp_path / "site", database, ROUNDS, seed=1)
-    assert sum(kills.values()) >= ROUNDS
+    kills = torture.torture(tmp_path / "site", database, 1, seed=1)
+    assert sum(kills.values()) >= 1

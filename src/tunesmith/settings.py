@@ -19,6 +19,7 @@ from tunesmith.errors import UsageError
 
 FILE = "settings.yaml"
 MIB = 2**20
+MAX_WAITING = 256
 HOSTED = (
     *("gpt-3.5-turbo", "gpt-3.5-turbo-0125", "gpt-3.5-turbo-1106", "babbage-002", "davinci-002"),
     *("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4o-2024-08-06"),
@@ -66,14 +67,14 @@ class Settings(BaseSettings):
     """Requests of one key, or of one address where no key is asked for."""
     max_concurrent: int = Field(default=256, ge=1)
     """Requests of one key at once."""
-    max_waiting: int = Field(default=256, ge=1)
+    max_waiting: int = Field(default=MAX_WAITING, ge=1)
     """Answers that wait for their turn in one engine."""
     patience_seconds: float = Field(default=30.0, gt=0)
     """How long a client may keep the server waiting for a request, or for its answer to be read."""
     completion_days: float = Field(default=30.0, gt=0)
     """How long stored completions are kept."""
     private_hosts: tuple[str, ...] = ()
-    """Hosts of this network that webhooks and graders may reach."""
+    """Hosts of this network that webhooks may reach."""
     python_graders: bool = False
     """Whether graders may run Python, in a process of their own without network."""
 

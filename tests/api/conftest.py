@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from openai import AsyncOpenAI, OpenAI
 
-from tunesmith.api.app import create_app, serve
+from tunesmith.api.app import create_app
 from tunesmith.api.front import put_before
 from tunesmith.api.listen import listen, server
 from tunesmith.api.logs import Log
 from tunesmith.api.who import who
+from tunesmith.serve.engines import Engine
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.serve.wire import Refusal, answer_errors_as_openai
 from tunesmith.settings import Settings
@@ -43,56 +45,21 @@ TUNED = "ft:base:me:run:1"
 Test = Callable[[AsyncOpenAI], Awaitable[Any]]
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Callable[[Test], None]:
-    """Runs a test with the openai package against `serve`, with one tuned model registered."""
-
-    def run(test: Test) -> None:
-        async def go() -> None:
-            default = Deployment("base", "base", tmp_path)
-            url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            with Store.at(tmp_path / "home") as store:
-                store.register_model(
-                    TUNED,
-                    base="base",
-                    base_hash="00",
-                    base_folder=tmp_path,
-                    adapter_folder=tmp_path,
-                )
-                server = asyncio.create_task(
-                    serve(
-                        default,
-                        store,
-                        logs=tmp_path / "logs",
-                        port=0,
-                        announce=url.set_result,
-                        command=(sys.executable, str(FAKE)),
-                    )
-                )
-                await asyncio.wait({server, url}, return_when=asyncio.FIRST_COMPLETED)
-                client = AsyncOpenAI(
-                    base_url=f"{url.result()}/v1", api_key="any", max_retries=0, timeout=20
-                )
-                try:
-                    await test(client)
-                finally:
-                    await client.close()
-                    server.cancel()
-                    await asyncio.gather(server, return_exceptions=True)
-
-        asyncio.run(go())
-
-    return run
-
-
 @dataclass(frozen=True)
 class Served:
-    """The app behind uvicorn on loopback, without engines: keys decide whose project it is."""
+    """The app behind uvicorn on loopback, keys decide whose project it is."""
 
     url: str
     store: Store
     home: Path
+    router: Router
     clients: list[OpenAI]
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that is up."""
+        [found] = self.router._engines.values()
+        return found
 
     def sdk(self, secret: str = "any") -> OpenAI:
         for client in self.clients:
@@ -110,37 +77,67 @@ class Served:
         assert httpx.get(f"{self.url}/health").status_code == 200
 
 
-@pytest.fixture
-def serving(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., AbstractContextManager[Served]]:
-    """Serves while the block lasts: `with serving(database, MAX_FILE_BYTES=5) as served`."""
-
-    @contextmanager
-    def serve(database: str = "", **settings: object) -> Generator[Served]:
-        monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
-        monkeypatch.setenv("TUNESMITH_ORGANIZATION", "acme")
+@contextmanager
+def serve(
+    home: Path, database: str = "", command: tuple[str, ...] | None = None, **settings: object
+) -> Generator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_HOME", str(home))
+        patch.setenv("TUNESMITH_ORGANIZATION", "acme")
         for name, value in settings.items():
-            monkeypatch.setenv(f"TUNESMITH_{name}", str(value))
-        database = database or f"sqlite:///{tmp_path / 'tunesmith.db'}"
+            patch.setenv(f"TUNESMITH_{name}", str(value))
+        database = database or f"sqlite:///{home / 'tunesmith.db'}"
         with Store(database) as store, socket.create_server(("127.0.0.1", 0)) as listener:
-            (tmp_path / "base").mkdir(exist_ok=True)
-            router = Router(logs=tmp_path)
-            base = Deployment("base", "base", tmp_path / "base")
-            app = create_app(router, store, base, logs=tmp_path)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+            (home / "base").mkdir(exist_ok=True)
+            router = Router(logs=home, command=command)
+            base = Deployment("base", "base", home / "base")
+            app = create_app(router, store, base, logs=home)
+            server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             while not server.started:
                 time.sleep(0.01)
-            clients: list[OpenAI] = []
-            yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", store, tmp_path, clients)
-            for client in clients:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            served = Served(url, store, home, router, [])
+            yield served
+            for client in served.clients:
                 client.close()
             server.should_exit = True
             thread.join()
 
-    return serve
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Callable[..., AbstractContextManager[Served]]:
+    """Serves while the block lasts: `with serving(database, MAX_FILE_BYTES=5) as served`."""
+    return partial(serve, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
+    """The app with an engine without a model, and one tuned model registered."""
+    home = tmp_path_factory.mktemp("chatting")
+    with serve(home, command=(sys.executable, str(FAKE))) as served:
+        served.store.register_model(
+            TUNED, base="base", base_hash="00", base_folder=home / "base", adapter_folder=home
+        )
+        hello: Any = [{"role": "user", "content": "hello"}]
+        served.sdk().chat.completions.create(model="base", messages=hello)
+        yield served
+
+
+@pytest.fixture
+def api(chatting: Served) -> Callable[[Test], None]:
+    """Runs a test with the openai package against `chatting`."""
+
+    def run(test: Test) -> None:
+        async def go() -> None:
+            url = f"{chatting.url}/v1"
+            async with AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=20) as sdk:
+                await test(sdk)
+
+        asyncio.run(go())
+
+    return run
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def kept(served: Any) -> list[str]:
     for number in range(30):
         asked: dict[str, Any] = {"messages": MESSAGES}
         if number < 2:
-            asked["metadata"] = {'team"': "x\0", "n": str(number)}
+            asked["metadata"] = {'team"': "x", "n": str(number)}
         asyncio.run(routes.keep(Who(), asked, answer(number, "ft:a" if number == 3 else "base")))
     return [f"chatcmpl-{number}" for number in range(30)]
 

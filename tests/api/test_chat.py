@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -15,17 +14,6 @@ TUNED = "ft:base:me:run:1"
 
 def user(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
-
-
-def engine_pid() -> int:
-    """The one engine process that this test process has started."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    (pid,) = [
-        int(child)
-        for child in children
-        if "fake_engine" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    return pid
 
 
 @pytest.mark.parametrize(("model", "said"), [("base", "né 🙂"), (TUNED, f"{TUNED}: né 🙂")])
@@ -78,7 +66,9 @@ def test_errors_of_the_engine_pass_as_they_are(api: Any, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_that_breaks_off_is_an_error_and_is_started_again(api: Any, stream: bool) -> None:
+def test_an_engine_that_breaks_off_is_an_error_and_is_started_again(
+    api: Any, chatting: Any, stream: bool
+) -> None:
     async def test(client: AsyncOpenAI) -> None:
         async def loop() -> None:
             said: Any = await client.chat.completions.create(
@@ -90,7 +80,7 @@ def test_an_engine_that_breaks_off_is_an_error_and_is_started_again(api: Any, st
 
         asked = asyncio.create_task(loop())
         await asyncio.sleep(0.2)
-        os.kill(engine_pid(), signal.SIGKILL)
+        os.kill(chatting.engine._process.pid, signal.SIGKILL)
         with pytest.raises(openai.APIError, match="broke off"):
             await asked
         answers = await asyncio.gather(

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import sys
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -18,47 +13,9 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
-from tunesmith.api import app as api_app
-from tunesmith.api.chat import ChatRoutes, Keep
-from tunesmith.api.who import Who
 from tunesmith.serve.engines import Engine
-from tunesmith.serve.router import Deployment, Router
-from tunesmith.store import Store
 
-FAKE = Path(__file__).parents[1] / "serve" / "fake_engine.py"
 USER: Any = [{"role": "user", "content": "né 🙂"}]
-
-
-@pytest.fixture(scope="module")
-def fake() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fake_engine", FAKE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_engine"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-Run = Callable[[Callable[[str, Engine], Awaitable[None]]], None]
-
-
-@pytest.fixture
-def both(fake: ModuleType, tmp_path: Path) -> Run:
-    """Runs a test with the server's URL and the engine behind it."""
-
-    def run(test: Callable[[str, Engine], Awaitable[None]]) -> None:
-        async def go() -> None:
-            default = Deployment("base", "base", tmp_path)
-            router = Router(logs=tmp_path / "logs", command=(sys.executable, str(FAKE)))
-            with Store.at(tmp_path / "home") as store:
-                app = api_app.create_app(router, store, default, logs=tmp_path)
-                async with fake.serving(app) as url:
-                    await test(url, await router.engine(default))
-
-        asyncio.run(go())
-
-    return run
 
 
 async def rows(engine: Engine) -> int:
@@ -71,9 +28,10 @@ async def rows(engine: Engine) -> int:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("abruptly", [False, True])
 def test_a_socket_that_closes_in_the_midst_of_an_answer_frees_the_engine_at_once(
-    both: Run, path: str, stream: bool, abruptly: bool
+    chatting: Any, path: str, stream: bool, abruptly: bool
 ) -> None:
-    async def test(url: str, engine: Engine) -> None:
+    async def test() -> None:
+        url, engine = chatting.url, chatting.engine
         # The fake engine says "loop" without end, and reads the same in both kinds of prompt.
         loop = "<|im_start|>user\nloop<|im_end|>\n<|im_start|>assistant\n"
         asked: dict[str, Any] = {"model": "base", "stream": stream, "max_tokens": 450, "n": 3}
@@ -101,7 +59,7 @@ def test_a_socket_that_closes_in_the_midst_of_an_answer_frees_the_engine_at_once
         # 450 tokens would have taken a second.
         assert time.monotonic() - closed < 0.5
 
-    both(test)
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(
@@ -117,8 +75,11 @@ def test_a_socket_that_closes_in_the_midst_of_an_answer_frees_the_engine_at_once
         b"\x00",
     ],
 )
-def test_bodies_that_are_no_json_are_refused_and_the_server_goes_on(both: Run, body: bytes) -> None:
-    async def test(url: str, engine: Engine) -> None:
+def test_bodies_that_are_no_json_are_refused_and_the_server_goes_on(
+    chatting: Any, body: bytes
+) -> None:
+    async def test() -> None:
+        url, engine = chatting.url, chatting.engine
         headers = {"content-type": "application/json"}
         key = {"authorization": f"Bearer {engine.key}"}
         async with httpx.AsyncClient(headers=headers) as http:
@@ -131,11 +92,12 @@ def test_bodies_that_are_no_json_are_refused_and_the_server_goes_on(both: Run, b
             answer = await http.post(f"{url}/v1/chat/completions", json=fine)
             assert answer.json()["choices"][0]["message"]["content"] == "né 🙂"
 
-    both(test)
+    asyncio.run(test())
 
 
-def test_a_full_engine_says_when_to_come_again(both: Run) -> None:
-    async def test(url: str, engine: Engine) -> None:
+def test_a_full_engine_says_when_to_come_again(chatting: Any) -> None:
+    async def test() -> None:
+        url, engine = chatting.url, chatting.engine
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
             chats = client.chat.completions
             loop: Any = {"model": "base", "messages": [{"role": "user", "content": "loop"}]}
@@ -159,27 +121,20 @@ def test_a_full_engine_says_when_to_come_again(both: Run) -> None:
             answer = await patient.chat.completions.create(model="base", messages=USER)
             assert answer.choices[0].message.content == "né 🙂"
 
-    both(test)
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("usage", [None, False, True])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_chat_that_is_to_be_stored_is_kept_whole(
-    both: Run, monkeypatch: pytest.MonkeyPatch, stream: bool, usage: bool | None
+    chatting: Any, stream: bool, usage: bool | None
 ) -> None:
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
-
-    async def put(_: Who, asked: dict[str, Any], answer: dict[str, Any]) -> None:
-        kept.append((asked, answer))
-
-    def with_keep(*args: Any, keep: Keep) -> ChatRoutes:
-        return ChatRoutes(*args, keep=put)
-
-    monkeypatch.setattr(api_app, "ChatRoutes", with_keep)
     tool: Any = {"type": "function", "function": {"name": "f"}}
     call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 
-    async def test(url: str, engine: Engine) -> None:
+    async def test() -> None:
+        url = chatting.url
+        answers = chatting.store.answers
         asked: dict[str, Any] = {"model": "base", "store": True, "metadata": {"k": "v"}, "n": 2}
         asked |= {"logprobs": True, "seed": 4, "temperature": 0}
         if stream and usage is not None:
@@ -191,23 +146,27 @@ def test_a_chat_that_is_to_be_stored_is_kept_whole(
                     chunks = [chunk async for chunk in said]
                     shown = [chunk.usage for chunk in chunks if chunk.usage]
                     assert bool(shown) == bool(usage)
+                    said = chunks[0]
                 whole = await client.chat.completions.create(
                     **{k: v for k, v in asked.items() if k not in ("store", "stream_options")},
                     **more,
                 )
-                request, answer = kept.pop()
-                assert not kept
-                assert request["metadata"] == {"k": "v"}
-                assert request["messages"] == more["messages"]
-                assert without_ids(answer) == without_ids(whole.to_dict(mode="json"))
-                ChatCompletion.model_validate_json(json.dumps(answer), strict=True)
+                assert answers.get("default", whole.id) is None
+                found = answers.get("default", said.id)
+                assert found.metadata == {"k": "v"}
+                assert list(found.messages) == more["messages"]
+                assert without_ids(found.body) == without_ids(whole.to_dict(mode="json"))
+                noted = chatting.store.keys.log(1)[0]
+                assert (noted.action, noted.subject) == ("chat.completions.create", said.id)
+                ChatCompletion.model_validate_json(json.dumps(found.body), strict=True)
+            before = len(answers.list("default", limit=100).rows)
             with pytest.raises(openai.BadRequestError):
                 await client.chat.completions.create(
                     **asked, messages=user("x" * 600), stream=stream
                 )
-            assert not kept
+            assert len(answers.list("default", limit=100).rows) == before
 
-    both(test)
+    asyncio.run(test())
 
 
 def user(text: str) -> Any:

@@ -186,30 +186,6 @@ def test_files_stream_through_whatever_other_bodies_may_have(front: Any) -> None
     front(test, max_body_bytes=1000)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"a": ' * 10_000 + b"1" + b"}" * 10_000, "nested deeper"),
-        (b"[" * 10_000, "nested deeper"),
-        (b'{"a": "\xff\xfe"}', "UTF-8 at byte 7"),
-        (b'{"a": "\xed\xa0\x80"}', "UTF-8"),
-        (rb'{"a": "\ud800"}', "surrogate"),
-        (rb'{"a": "\u0000"}', "NUL"),
-        (b'{"a": 1', "not valid JSON"),
-    ],
-    ids=["deep", "deep and open", "no UTF-8", "raw surrogate", "surrogate", "NUL", "open"],
-)
-def test_json_that_would_trip_a_parser_is_400(front: Any, content: bytes, said: str) -> None:
-    async def test(server: Any, http: httpx.AsyncClient) -> None:
-        headers = {"content-type": "application/json"}
-        answer = await http.post(JOBS, content=content, headers=headers)
-        assert answer.status_code == 400
-        assert said in answer.json()["error"]["message"]
-        assert (await http.post(JOBS, json={"a": "\U0001f600 \\ud800"})).status_code == 200
-
-    front(test)
-
-
 def test_compressed_bodies_and_websockets_and_nul_are_refused(front: Any) -> None:
     async def test(server: Any, http: httpx.AsyncClient) -> None:
         sent = {"content-encoding": "gzip", "content-type": "application/json"}

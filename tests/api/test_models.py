@@ -17,7 +17,7 @@ def test_the_default_base_is_listed_first(api: Any) -> None:
         listed = [model async for model in client.models.list()]
         assert [model.id for model in listed] == ["base", TUNED]
         assert all(model.created > 1_500_000_000 for model in listed)
-        assert [model.owned_by for model in listed] == ["tunesmith", "local"]
+        assert [model.owned_by for model in listed] == ["tunesmith", "acme"]
 
     api(test)
 

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.values import Row, read_values
@@ -21,6 +21,7 @@ def _rows(text: str, array: bool = True) -> list[Row]:
     return list(read_values(io.StringIO(text), array))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.dictionaries(st.text(max_size=4), _JSON), max_size=6), st.integers(0, 3))
 def test_an_array_gives_what_json_gives(values: list[dict[str, object]], indent: int) -> None:
     text = json.dumps(values, indent=indent or None)

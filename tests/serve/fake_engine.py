@@ -13,17 +13,18 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tunesmith.errors import AdapterError
+from tunesmith.errors import AdapterError, EngineError
 from tunesmith.models.template import ChatTemplate
 
 if __name__ == "__main__":
@@ -178,21 +179,19 @@ async def serving(app: FastAPI) -> AsyncGenerator[str]:
         await task
 
 
-def main(spec_file: str) -> int:
-    from tunesmith.models.lifetime import die_with_parent
-    from tunesmith.serve.local_process import Spec, claim_stdout, run_engine
+@contextmanager
+def loaded(spec: Any) -> Generator[Any]:
+    from tunesmith.serve.local_http import engine_app
 
-    announce = claim_stdout()
-    spec = Spec.model_validate_json(Path(spec_file).read_bytes())
-    die_with_parent(spec.parent)
     print("a library says hello on standard output")
     if spec.model.name == "die":
-        sys.stderr.write("the weights of this model are gone\n")
-        return 1
+        raise EngineError("the weights of this model are gone")
     template = byte_template(context=512)
     sampler = FakeSampler(template, spec.max_rows, tuple(spec.adapters))
-    return run_engine(spec, FakeModel(template), sampler, announce)
+    yield engine_app(spec, FakeModel(template), sampler)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    from tunesmith.serve.local_process import run
+
+    sys.exit(run(sys.argv[1], loaded))

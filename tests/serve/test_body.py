@@ -28,6 +28,8 @@ REFUSED = {
     "raw surrogate": (b'"\xed\xa0\x80"', "not UTF-8"),
     "surrogate": (b'{"a": "\\ud800 x"}', "half a character"),
     "surrogate in a key": (b'{"\\udfff": 1}', "half a character"),
+    "NUL": (b'{"a": ["\\u0000"]}', "NUL"),
+    "NUL in a key": (b'{"a\\u0000": 1}', "NUL"),
     "nan": (b"[NaN]", "out of range: NaN is no JSON"),
     "infinity": (b"[-Infinity]", "out of range"),
     "overflow": (b"[1e999]", "out of range"),

@@ -94,9 +94,8 @@ def test_trap_21_a_run_that_was_killed_and_resumed_is_one_that_never_stopped(
     assert running.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / made).exists()
 
-    resumed = start(spec_of(tmp_path / "killed", **long))
-    second, errors = finish(resumed)
-    assert resumed.returncode == 0, errors
+    code, second = main(spec_of(tmp_path / "killed", **long), monkeypatch, capsys)
+    assert code == 0
     at = next(event["step"] for event in second if event["type"] == "resumed")
     assert at in (20, 30)
 

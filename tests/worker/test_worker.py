@@ -143,17 +143,25 @@ def gone(site: Site) -> bool:
     ]
 
 
-def test_a_job_ends_with_model_checkpoints_and_result_file(site: Site) -> None:
-    made = site.job("a", site.file("a", [row(number) for number in range(12)]), batch_size="auto")
-    work(site, lambda: site.status(made) not in ("validating_files", "queued", "running"))
+def test_a_file_that_is_refused_fails_the_job_with_openais_code(site: Site) -> None:
+    made = site.job("a", site.file("a", [row(number) for number in range(3)]))
+    work(site, lambda: site.status(made) == "failed")
+    found = site.store.jobs.get(made.id)
+    assert found is not None
+    assert found.error is not None
+    assert found.error["code"] == "invalid_n_examples"
+    assert "has 3 example(s), but must have at least 10 examples" in found.error["message"]
+    assert found.error["param"] == "training_file"
+
+
+def whole(site: Site, made: Job) -> None:
+    """The job ended with model, checkpoints and result file."""
     found = site.store.jobs.get(made.id)
     assert found is not None
     assert (found.status, found.error) == ("succeeded", None)
     numbers = found.method["supervised"]["hyperparameters"]
     assert numbers == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
-    base = site.base.name
-    assert found.fine_tuned_model is not None
-    assert found.fine_tuned_model.endswith(":local:my-run:0000000a")
+    assert found.fine_tuned_model == f"ft:{site.base.name}:local:my-run:000whole"
     model = site.store.model(found.fine_tuned_model, "default")
     assert model is not None
     assert model.adapter_folder is not None
@@ -176,25 +184,16 @@ def test_a_job_ends_with_model_checkpoints_and_result_file(site: Site) -> None:
     assert said[-1] == "The job has successfully completed"
     assert found.trained_tokens is not None
     assert found.trained_tokens > 0
-    assert base
 
 
-def test_a_file_that_is_refused_fails_the_job_with_openais_code(site: Site) -> None:
-    made = site.job("a", site.file("a", [row(number) for number in range(3)]))
-    work(site, lambda: site.status(made) == "failed")
-    found = site.store.jobs.get(made.id)
-    assert found is not None
-    assert found.error is not None
-    assert found.error["code"] == "invalid_n_examples"
-    assert "has 3 example(s), but must have at least 10 examples" in found.error["message"]
-    assert found.error["param"] == "training_file"
-
-
-def test_a_job_whose_worker_is_killed_ends_as_it_would_have(site: Site) -> None:
+def test_a_job_ends_with_all_it_makes_and_one_whose_worker_is_killed_ends_the_same(
+    site: Site,
+) -> None:
     file = site.file("a", [row(number) for number in range(12)])
-    whole = site.job("whole", file)
-    work(site, lambda: site.status(whole) == "succeeded")
-    torn = site.job("torn", file)
+    made = site.job("whole", file, batch_size="auto")
+    work(site, lambda: site.status(made) not in ("validating_files", "queued", "running"))
+    whole(site, made)
+    torn = site.job("torn", file, batch_size="auto")
     environment = {
         **os.environ,
         "TUNESMITH_DATABASE": site.store.url,
@@ -210,11 +209,11 @@ def test_a_job_whose_worker_is_killed_ends_as_it_would_have(site: Site) -> None:
     first.wait()
     work(site, lambda: site.status(torn) == "succeeded")
     for name in ("adapter/adapter_model.safetensors", "data/train.jsonl"):
-        kept = [site.home / "jobs" / job.id / name for job in (whole, torn)]
+        kept = [site.home / "jobs" / job.id / name for job in (made, torn)]
         assert kept[0].read_bytes() == kept[1].read_bytes()
     told = [
         [(event.type, event.data) for event in site.store.jobs.events(job.id, limit=100).rows]
-        for job in (whole, torn)
+        for job in (made, torn)
     ]
     metrics = [[data for kind, data in side if kind == "metrics"] for side in told]
     assert metrics[0] == metrics[1]

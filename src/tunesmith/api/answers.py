@@ -9,10 +9,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from tunesmith.api.pages import After, Body, Limit, Metadata, Order, labels, listed, router, turn
+from tunesmith.api.pages import After, Body, Limit, Order, labels, listed, router, turn
 from tunesmith.api.who import Who, who
 from tunesmith.errors import UsageError
 from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire_tools import Metadata
 from tunesmith.settings import Settings
 from tunesmith.store import Store
 from tunesmith.store.answers import StoredCompletion
@@ -56,7 +57,7 @@ class AnswerRoutes:
             id=answer["id"],
             project=asker.project,
             model=answer["model"],
-            metadata=_clean(request.get("metadata") or {}) or None,
+            metadata=request.get("metadata") or None,
             messages=request["messages"],
             body=answer,
             created_at=now,
@@ -139,11 +140,6 @@ def _behind(entries: list[dict[str, Any]], after: str | None, limit: int) -> Pag
         raise UsageError(f"there is no {after!r} in this list")
     start = 0 if after is None else ids.index(after) + 1
     return Page(tuple(entries[start : start + limit]), start + limit < len(entries))
-
-
-def _clean(metadata: Mapping[str, str]) -> dict[str, str]:
-    """PostgreSQL cannot search what has a NUL in it."""
-    return {name.replace("\0", ""): value.replace("\0", "") for name, value in metadata.items()}
 
 
 def _body(item: StoredCompletion) -> dict[str, Any]:

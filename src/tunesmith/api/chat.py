@@ -39,16 +39,11 @@ class ChatRoutes:
     """The routes that need an engine.
 
     Args:
-        keep: called with each answered chat that is to be stored; without it, none can be.
+        keep: called with each answered chat that is to be stored.
     """
 
     def __init__(
-        self,
-        models: ModelRoutes,
-        router: Router,
-        http: httpx.AsyncClient,
-        *,
-        keep: Keep | None = None,
+        self, models: ModelRoutes, router: Router, http: httpx.AsyncClient, *, keep: Keep
     ) -> None:
         self._models, self._router, self._http, self._keep = models, router, http, keep
 
@@ -69,15 +64,17 @@ class ChatRoutes:
         asked = dict(payload)
         for name in ("store", "metadata"):
             payload.pop(name, None)
-        if body.store and self._keep is None:
-            raise Refusal("This server keeps no completions: leave 'store' out.", param="store")
-        keep = partial(self._keep, who(request), asked) if self._keep and body.store else None
+        keep = partial(self._store, request, asked) if body.store else None
         if body.stream:
             return await self._relay(CHATS, payload, request, Record(asked, keep) if keep else None)
         answer = await self._forward(CHATS, payload, request)
         if keep is not None and answer.status_code == 200:
             await keep(json.loads(bytes(answer.body)))
         return answer
+
+    async def _store(self, request: Request, asked: dict[str, Any], answer: dict[str, Any]) -> None:
+        await self._keep(who(request), asked, answer)
+        request.state.subject = answer["id"]
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """POST /v1/completions."""

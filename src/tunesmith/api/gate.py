@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunesmith.api.limits import Body, Places, Rates, TooMany, check_json, too_large
+from tunesmith.api.limits import Body, Places, Rates, too_large
 from tunesmith.api.who import Who
-from tunesmith.serve.wire import Refusal, error_body
+from tunesmith.serve.wire import Refusal
 from tunesmith.settings import Settings
 from tunesmith.store.keys import PREFIX, Key, Keys
 
@@ -29,8 +29,6 @@ KEPT_SECONDS = 5.0
 """How long a looked-up key is not looked up again, so how long a revoked one may still open."""
 KEPT = 10_000
 """Looked-up keys, right and wrong ones, that are kept at most."""
-BUSY_SECONDS = 5
-"""Retry-After where a route refuses with 429 and does not know for how long."""
 NO_KEY = (
     "You didn't provide an API key. Provide it in an Authorization header, "
     "as in 'Authorization: Bearer YOUR_KEY'."
@@ -126,7 +124,6 @@ class Gate:
         body = await coming.read(most)
         if body is None:
             return
-        check_json(body)
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Message:
@@ -182,10 +179,7 @@ class _Answer:
             self._unread = not self._coming.done
             if self._unread:
                 self.extra.append((b"connection", b"close"))
-            headers = [*message["headers"], *self.extra]
-            if message["status"] == 429 and all(name != b"retry-after" for name, _ in headers):
-                headers.append((b"retry-after", b"%d" % BUSY_SECONDS))
-            message = {**message, "headers": headers}
+            message = {**message, "headers": [*message["headers"], *self.extra]}
         elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._coming.drain()
@@ -196,9 +190,7 @@ class _Answer:
         """Answer with an error body; an answer that was under way breaks off."""
         if self._started:
             raise refusal
-        body = error_body(refusal.found, kind=refusal.kind, param=refusal.param, code=refusal.code)
-        headers = {"retry-after": str(refusal.wait)} if isinstance(refusal, TooMany) else None
-        answer = JSONResponse(body, refusal.status, headers)
+        answer = JSONResponse(refusal.body(), refusal.status, refusal.headers)
         await answer(scope, self._coming.receive, self.send)
 
 

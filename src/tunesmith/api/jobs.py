@@ -17,7 +17,6 @@ from tunesmith.api.pages import (
     After,
     Body,
     Limit,
-    Metadata,
     Name,
     Plain,
     labels,
@@ -28,6 +27,7 @@ from tunesmith.api.pages import (
 )
 from tunesmith.api.who import Who, who
 from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire_tools import Metadata
 from tunesmith.settings import Settings
 from tunesmith.store import Store
 from tunesmith.store.database import new_id

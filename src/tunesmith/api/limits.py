@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator
@@ -13,30 +11,14 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive
 
-from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire import Refusal, too_many
 
-DEPTH = 100
-"""Deepest nesting of a body's JSON. A strict schema of OpenAI's has at most ten levels."""
 SLOWEST = 1024
 """Bytes a second that keep a client's request alive."""
-LINGER_SECONDS = 2.0
+LINGER_SECONDS = 5.0
 """How long a refused body is still taken in, so that the client reads the refusal."""
 REMEMBERED = 10_000
 """Keys and addresses whose rates are kept."""
-
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_BRACKETS = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", re.DOTALL)
-_LONE = re.compile(rb"\\u[dD][89a-fA-F]|\\u0000")
-
-
-class TooMany(Refusal):
-    """429, with the seconds after which the same request is welcome."""
-
-    def __init__(self, message: str, *, wait: float) -> None:
-        super().__init__(message, status=429, kind="requests", code="rate_limit_exceeded")
-        self.wait = max(1, math.ceil(wait))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +54,14 @@ class Rates:
         """Draw on a bucket.
 
         Raises:
-            TooMany: it is empty.
+            Refusal: 429, it is empty.
         """
         now = self._clock()
         left, at = self._buckets.get(name, (float(self._limit), now))
         left = min(self._limit, left + (now - at) * self._limit / 60)
         if left < 1:
             said = f"Rate limit reached: {self._limit} requests a minute."
-            raise TooMany(said, wait=(1 - left) * 60 / self._limit)
+            raise too_many(said, (1 - left) * 60 / self._limit)
         self._buckets[name] = (left - 1, now)
         self._buckets.move_to_end(name)
         if len(self._buckets) > REMEMBERED:
@@ -98,10 +80,10 @@ class Places:
         """Hold a place during the block.
 
         Raises:
-            TooMany: all are taken.
+            Refusal: 429, all are taken.
         """
         if self._taken[name] >= self._most:
-            raise TooMany(f"Rate limit reached: {self._most} requests at once.", wait=1)
+            raise too_many(f"Rate limit reached: {self._most} requests at once.", 1)
         self._taken[name] += 1
         try:
             yield
@@ -175,36 +157,3 @@ def too_large(most: int) -> Refusal:
     return Refusal(
         f"The body of the request is larger than {most} bytes.", status=413, code="body_too_large"
     )
-
-
-def check_json(body: bytes) -> None:
-    """Refuse JSON that parsers or databases stumble over, before anything parses it.
-
-    Raises:
-        Refusal: no UTF-8, nested deeper than `DEPTH`, or with text that is none: half of a
-            surrogate pair, or the character NUL, which PostgreSQL cannot keep.
-    """
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise Refusal(
-            f"The body of the request is not valid UTF-8 at byte {error.start}."
-        ) from None
-    if _too_deep(body):
-        raise Refusal(f"The JSON of the request is nested deeper than {DEPTH} levels.")
-    if b"\\u" in body and _LONE.search(_PAIR.sub(b"  ", body.replace(b"\\\\", b"  "))):
-        raise Refusal("The JSON of the request has text with NUL or half a surrogate pair in it.")
-
-
-def _too_deep(body: bytes) -> bool:
-    """Whether brackets outside of strings nest deeper than DEPTH; one pass takes off one level."""
-    if body.count(b"[") + body.count(b"{") <= DEPTH:
-        return False
-    rest = _STRING.sub(b"", body).translate(_BRACKETS, _NO_BRACKETS)
-    for _ in range(DEPTH):
-        inner = rest.replace(b"[]", b"")
-        if len(inner) == len(rest):
-            # Not balanced, so not JSON; this many open brackets at most are left to the parser.
-            return rest.count(b"[") > DEPTH
-        rest = inner
-    return bool(rest)

@@ -18,7 +18,6 @@ from tunesmith.settings import HOSTED, Settings
 from tunesmith.store import RegisteredModel, Store
 from tunesmith.store.blobs import JOBS
 from tunesmith.store.jobs import OPEN
-from tunesmith.store.keys import DEFAULT
 
 
 class ModelRoutes:
@@ -41,7 +40,7 @@ class ModelRoutes:
         out.add_api_route("/models/{name:path}", self.remove, methods=["DELETE"])
         return out
 
-    async def deployment(self, name: str, project: str = DEFAULT) -> Deployment:
+    async def deployment(self, name: str, project: str) -> Deployment:
         """What serves `name` for a project.
 
         Raises:

@@ -21,8 +21,6 @@ FIELD_BYTES = 4096
 """Longest value of a field that is no file."""
 AROUND_BYTES = 2**16
 """Room for fields and boundaries around a file."""
-LINGER_SECONDS = 5.0
-"""How long the rest of a refused body is read: a client that still sends hears no answer."""
 FULL_SECONDS = 60
 """When a client may try again to which the disk was too full."""
 
@@ -81,30 +79,25 @@ async def receive(
     Raises:
         Refusal: it is no form, or cut short, or too large, or has other fields.
     """
+    if int(request.headers.get("content-length", "0")) > allowed.bytes + AROUND_BYTES:
+        raise allowed.refusal
+    done = False
     try:
-        if int(request.headers.get("content-length", "0")) > allowed.bytes + AROUND_BYTES:
-            raise allowed.refusal
         form = _Form(_boundary(request), file, fields)
         with target.open("xb") as out:
             size = await _copy(request, form, out, allowed)
-        return form.ended(size)
+        received = form.ended(size)
+        done = True
+        return received
     except FormParserError as error:
-        target.unlink(missing_ok=True)
-        await _linger(request)
         raise _malformed(str(error)) from None
     except ClientDisconnect:
-        target.unlink(missing_ok=True)
         raise _malformed("it was cut off") from None
     except OSError:
-        target.unlink(missing_ok=True)
         raise disk_full() from None
-    except Refusal:
-        target.unlink(missing_ok=True)
-        await _linger(request)
-        raise
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+    finally:
+        if not done:
+            target.unlink(missing_ok=True)
 
 
 async def _copy(request: Request, form: _Form, out: BinaryIO, allowed: Room) -> int:
@@ -242,14 +235,3 @@ def disk_full() -> Refusal:
         code="disk_full",
         retry_after=FULL_SECONDS,
     )
-
-
-async def _linger(request: Request) -> None:
-    """Read on for a moment and forget, so that the client gets to its answer."""
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            async for _ in request.stream():
-                pass
-    except (TimeoutError, ClientDisconnect, RuntimeError):
-        # RuntimeError: the stream was read to its end before.
-        return

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
@@ -17,17 +17,8 @@ from tunesmith.serve.wire import Refusal
 from tunesmith.store.database import Page
 
 T = TypeVar("T")
-MOST_LABELS = 16
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Control characters and halves of characters."""
-UNKEPT = re.compile(r"[\x00\ud800-\udfff]")
-"""What databases do not take."""
-
-
-def _few(labels: dict[str, str]) -> dict[str, str]:
-    if len(labels) > MOST_LABELS:
-        raise ValueError(f"at most {MOST_LABELS} pairs, found {len(labels)}")
-    return labels
 
 
 def _plain(text: str) -> str:
@@ -36,22 +27,9 @@ def _plain(text: str) -> str:
     return text
 
 
-def _kept(text: str) -> str:
-    if UNKEPT.search(text):
-        raise ValueError("NUL and half characters are refused")
-    return text
-
-
 Plain = Annotated[str, AfterValidator(_plain)]
 """Text that databases, headers and logs can carry."""
 Name = Annotated[Plain, Field(min_length=1, max_length=255)]
-Metadata = Annotated[
-    dict[
-        Annotated[Plain, Field(min_length=1, max_length=64)],
-        Annotated[str, Field(max_length=512), AfterValidator(_kept)],
-    ],
-    AfterValidator(_few),
-]
 After = Annotated[str | None, Query()]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
@@ -65,7 +43,7 @@ class Body(BaseModel):
 
 def router() -> APIRouter:
     """Routes under /v1."""
-    return APIRouter(prefix="/v1", dependencies=[Depends(_no_nul)], route_class=StrictRoute)
+    return APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 async def turn(call: Callable[[], Page[T]]) -> Page[T]:
@@ -111,10 +89,3 @@ def unlabelled(request: Request) -> bool:
 
 def _query(request: Request) -> list[tuple[str, str]]:
     return request.query_params.multi_items()
-
-
-async def _no_nul(request: Request) -> None:
-    """Refuse what no name has and no database takes."""
-    texts = [*request.path_params.values(), *(part for pair in _query(request) for part in pair)]
-    if any("\0" in text for text in texts):
-        raise Refusal("The address has a NUL character.", code="invalid_value")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
 
@@ -43,3 +45,18 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+async def end(process: asyncio.subprocess.Process, *, patience: float) -> None:
+    """SIGTERM, after so many seconds SIGKILL to the whole group; it is gone when this returns."""
+    if process.returncode is None:
+        _signal_group(process, signal.SIGTERM)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.communicate(), patience)
+    _signal_group(process, signal.SIGKILL)
+    await process.communicate()
+
+
+def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -115,8 +115,9 @@ class ChatTemplate:
         self._specials = {"bos_token": "", "eos_token": "", **specials}
         if source is None and not tokenizer.encode("").ids:
             self._specials["bos_token"] = ""
-        self._source = PLAIN if source is None else source
-        self._template = compiled(self._source)
+        self.source = PLAIN if source is None else source
+        """The Jinja2 template in force."""
+        self._template = compiled(self.source)
         self.end_of_turn = frozenset(stops) | self._closing_ids()
         if not self.end_of_turn:
             raise ModelError(
@@ -159,15 +160,10 @@ class ChatTemplate:
             context=_context(config),
         )
 
-    @property
-    def source(self) -> str:
-        """The Jinja2 template in force."""
-        return self._source
-
     @cached_property
     def fingerprint(self) -> str:
         """Changes when the template, the tokenizer or the stops do."""
-        parts = [self._source, self.tokenizer.to_str(), str(sorted(self.end_of_turn))]
+        parts = [self.source, self.tokenizer.to_str(), str(sorted(self.end_of_turn))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
@@ -217,8 +213,8 @@ class ChatTemplate:
             self.render([*messages[:first], replace(messages[first], content=text)], tools)
             for text in ("A", "B")
         ]
-        shared = _common_prefix(ids, self.encode(_common_text(*variants)))
-        shared = min(shared, len(ids) - 1)
+        before = self.encode(variants[0][: _shared(*variants)])
+        shared = min(_shared(ids, before), len(ids) - 1)
         return PromptIds(ids[:shared], ids[shared:])
 
     def answer(self, message: Message) -> tuple[int, ...]:
@@ -348,18 +344,10 @@ def _tools_as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> list[M
     return out
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return place
-    return min(len(a), len(b))
-
-
-def _common_text(a: str, b: str) -> str:
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return a[:place]
-    return a
+def _shared(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many items both begin with."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def read_json(body: bytes) -> Any:
 
 
 def _check(value: object) -> None:
-    """Refuse what no later step could write down again."""
+    """Refuse what no later step could write down again; PostgreSQL keeps no NUL."""
     level: list[object] = [value]
     for _ in range(DEEPEST + 1):
         deeper: list[object] = []
@@ -64,7 +64,7 @@ def _check(value: object) -> None:
                 deeper += held
             elif isinstance(item, list):
                 deeper += cast("list[object]", item)
-            elif isinstance(item, str) and not item.isascii():
+            elif isinstance(item, str) and ("\0" in item or not item.isascii()):
                 _check_text(item)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise _refused("The body of the request has a number out of range")
@@ -75,6 +75,8 @@ def _check(value: object) -> None:
 
 
 def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise _refused("The body of the request has the character NUL in a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:

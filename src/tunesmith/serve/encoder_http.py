@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from numpy.typing import NDArray
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from tunesmith.errors import EngineError
 from tunesmith.serve.encoder_wire import EmbeddingRequest, embedding_list
 from tunesmith.serve.hangup import while_connected
-from tunesmith.serve.wire import Refusal, answer_errors_as_openai, unknown_model
+from tunesmith.serve.local_process import private_app
+from tunesmith.serve.wire import Refusal, unknown_model
 
 ROUND_TOKENS = 8192
 """About how much is computed before those who came meanwhile get their turn."""
@@ -156,11 +156,6 @@ def create_encoder_app(
         work.cancel()
         await asyncio.wait({work})
 
-    def authorize(request: HttpRequest) -> None:
-        shown = request.headers.get("authorization", "")
-        if not secrets.compare_digest(shown.encode(), f"Bearer {key}".encode()):
-            raise Refusal("Incorrect API key provided.", status=401, code="invalid_api_key")
-
     async def embeddings(body: EmbeddingRequest, request: HttpRequest) -> Response:
         if body.model != name:
             raise unknown_model(body.model)
@@ -171,8 +166,7 @@ def create_encoder_app(
         tokens, as_base64 = sum(map(len, rows)), body.encoding_format == "base64"
         return JSONResponse(embedding_list(vectors, name, tokens=tokens, as_base64=as_base64))
 
-    app = FastAPI(lifespan=lifespan, dependencies=[Depends(authorize)], openapi_url=None)
-    answer_errors_as_openai(app)
+    app = private_app(key, lifespan)
     app.add_api_route("/v1/embeddings", embeddings, methods=["POST"], response_model=None)
     return app
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -15,8 +14,6 @@ from tunesmith.serve.wire import Refusal
 
 MAX_INPUTS = 2048
 """Most inputs of one request."""
-SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a character, as JSON can escape it; no text in UTF-8 has one."""
 
 
 def _inputs(value: object) -> list[str] | list[list[int]]:
@@ -30,8 +27,6 @@ def _inputs(value: object) -> list[str] | list[list[int]]:
     for index, row in enumerate(rows):
         if not row:
             raise _invalid(f"the input at index {index} is empty")
-        if isinstance(row, str) and not row.isascii() and SURROGATE.search(row):
-            raise _invalid(f"the input at index {index} is not valid Unicode")
     return rows
 
 

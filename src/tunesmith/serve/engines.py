@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import secrets
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,8 @@ from tunesmith.client import EngineClient
 from tunesmith.errors import EngineError
 from tunesmith.models import gguf
 from tunesmith.models.catalog import read_card
-from tunesmith.models.lifetime import environment
+from tunesmith.models.lifetime import end, environment
+from tunesmith.settings import MAX_WAITING
 
 EngineKind = Literal["local", "llama.cpp"]
 COMMANDS: Mapping[EngineKind, Sequence[str]] = {
@@ -47,7 +47,7 @@ class EngineSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
     dtype: str = "auto"
     max_rows: int = 32
-    max_waiting: int = 256
+    max_waiting: int = MAX_WAITING
     kind: EngineKind = "local"
 
 
@@ -126,7 +126,7 @@ class Engine:
     async def stop(self) -> None:
         """End the process and whatever it started."""
         await self._client.close()
-        await _end(self._process)
+        await end(self._process, patience=STOP_SECONDS)
 
 
 def hindrances(base: Path, adapter: Path | None) -> dict[EngineKind, str]:
@@ -192,7 +192,7 @@ async def start(
         try:
             url = await asyncio.wait_for(_ready(process), timeout)
         except BaseException as error:
-            await _end(process)
+            await end(process, patience=STOP_SECONDS)
             if not isinstance(error, TimeoutError):
                 raise
             url = None
@@ -226,27 +226,6 @@ async def _ready(process: asyncio.subprocess.Process) -> str | None:
         await process.wait()
         return None
     return json.loads(line)["url"]
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, then SIGKILL to the whole group; the process is waited for."""
-    if process.returncode is not None:
-        await process.communicate()
-        return
-    _signal_group(process, signal.SIGTERM)
-    try:
-        await asyncio.wait_for(process.communicate(), STOP_SECONDS)
-    except TimeoutError:
-        _signal_group(process, signal.SIGKILL)
-        await process.communicate()
-    _signal_group(process, signal.SIGKILL)
-
-
-def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
 
 
 def _last_lines(log: Path, start: int) -> str:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire import too_many
 
 LONGEST_SECONDS = 60
 """Clients of the openai package do not wait for longer."""
@@ -45,13 +45,10 @@ class Line:
         over = self._rows + rows - self._most
         if self._rows and over > 0:
             seconds = min(max(math.ceil(self._gap * over), 1), LONGEST_SECONDS)
-            raise Refusal(
+            raise too_many(
                 f"{self._rows} answers are under way or wait, and this model takes no more than "
                 f"{self._most} at a time. Try again in {seconds} s.",
-                status=429,
-                kind="requests",
-                code="rate_limit_exceeded",
-                retry_after=seconds,
+                seconds,
             )
         if not self._rows:
             self._since = self._clock()

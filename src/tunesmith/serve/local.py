@@ -9,31 +9,24 @@ The spec is `local_process.Spec` as JSON. Once the model is loaded and the port 
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
 
-from tunesmith.errors import TunesmithError
 from tunesmith.models.generate import Sampler
-from tunesmith.models.lifetime import die_with_parent
 from tunesmith.models.load import load
-from tunesmith.serve.local_process import Spec, claim_stdout, run_engine
+from tunesmith.serve.local_http import engine_app
+from tunesmith.serve.local_process import MakeApp, Spec, run
 
 
-def main(spec_file: str) -> int:
-    """Run the engine of a spec file until it is told to end. Returns the exit code."""
-    announce = claim_stdout()
-    spec = Spec.model_validate_json(Path(spec_file).read_bytes())
-    die_with_parent(spec.parent)
-    try:
-        # In a thread that ends. Each thread that computes has OpenMP workers of its own, and where
-        # they are more than the cores they sleep between products: a decode step then takes 1.8
-        # times as long. The main thread only answers HTTP, so it must never have had any.
-        with ThreadPoolExecutor(max_workers=1) as aside:
-            sampler = aside.submit(_sampler, spec).result()
-        return run_engine(spec, sampler.model, sampler, announce)
-    except TunesmithError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+@contextmanager
+def _loaded(spec: Spec) -> Generator[MakeApp]:
+    # In a thread that ends. Each thread that computes has OpenMP workers of its own, and where
+    # they are more than the cores they sleep between products: a decode step then takes 1.8
+    # times as long. The main thread only answers HTTP, so it must never have had any.
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        sampler = aside.submit(_sampler, spec).result()
+    yield engine_app(spec, sampler.model, sampler)
 
 
 def _sampler(spec: Spec) -> Sampler:
@@ -44,4 +37,4 @@ def _sampler(spec: Spec) -> Sampler:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(run(sys.argv[1], _loaded))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tunesmith.chat import ParsedText, read_tool_calls
-from tunesmith.errors import TunesmithError
 from tunesmith.models.constrain import Grammar
 from tunesmith.models.generate import Request
 from tunesmith.models.template import PromptIds
 from tunesmith.serve.local_job import Generation, Job
-from tunesmith.serve.wire import as_refusal, event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +24,7 @@ class ChatJob(Job):
         grammar: what the answers are held to.
     """
 
+    streamed: ClassVar[str] = "chat.completion.chunk"
     prompt: PromptIds
     max_tokens: int
     tools: bool
@@ -73,64 +72,54 @@ class ChatJob(Job):
             "usage": generation.usage(),
         }
 
-    async def events(self, generation: Generation) -> AsyncIterator[str]:
-        """`chat.completion.chunk` events.
+    async def deltas(self, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+        """See Job.
 
         With tools the text comes at the end: only the whole of it says what is a call.
         """
         held = [""] * self.choices
-        try:
-            for index in range(self.choices):
-                yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
-            async for index, piece in generation.pieces():
-                held[index] += piece.text
-                delta: dict[str, Any] = {} if self.tools else {"content": piece.text}
-                if piece.entries or (piece.text and not self.tools):
-                    yield self._chunk(index, delta, piece.entries)
-                if piece.finish:
-                    for last in self._ending(index, held[index], piece.finish):
-                        yield last
-            if self.include_usage:
-                tail = {"choices": [], "usage": generation.usage()}
-                yield event({**self.head("chat.completion.chunk"), **tail})
-        except TunesmithError as error:
-            yield event(as_refusal(error).body())
-        else:
-            yield "data: [DONE]\n\n"
+        for index in range(self.choices):
+            yield self._delta(index, {"role": "assistant", "content": "", "refusal": None})
+        async for index, piece in generation.pieces():
+            held[index] += piece.text
+            delta: dict[str, Any] = {} if self.tools else {"content": piece.text}
+            if piece.entries or (piece.text and not self.tools):
+                yield self._delta(index, delta, piece.entries)
+            if piece.finish:
+                for last in self._ending(index, held[index], piece.finish):
+                    yield last
 
-    def _ending(self, index: int, text: str, finish: str) -> list[str]:
-        """The last chunks of a choice."""
-        chunks: list[str] = []
+    def _ending(self, index: int, text: str, finish: str) -> list[dict[str, Any]]:
+        """The last deltas of a choice."""
+        deltas: list[dict[str, Any]] = []
         if self.tools:
             parsed = self._parsed(text)
             calls = self._calls(index, parsed)
             if parsed.content:
-                chunks.append(self._chunk(index, {"content": parsed.content}))
+                deltas.append(self._delta(index, {"content": parsed.content}))
             if calls:
                 numbered = [{"index": place, **call} for place, call in enumerate(calls)]
-                chunks.append(self._chunk(index, {"tool_calls": numbered}))
+                deltas.append(self._delta(index, {"tool_calls": numbered}))
             finish = self._finish(finish, calls)
-        chunks.append(self._chunk(index, {}, finish=finish))
-        return chunks
+        deltas.append(self._delta(index, {}, finish=finish))
+        return deltas
 
     def _finish(self, finish: str, calls: Sequence[object]) -> str:
         return "tool_calls" if calls and finish == "stop" and not self.named else finish
 
-    def _chunk(
+    def _delta(
         self,
         index: int,
         delta: Mapping[str, Any],
         entries: Sequence[dict[str, Any]] = (),
         finish: str | None = None,
-    ) -> str:
-        choice = {
+    ) -> dict[str, Any]:
+        return {
             "index": index,
             "delta": delta,
             "logprobs": self._logprobs(entries) if entries else None,
             "finish_reason": finish,
         }
-        body = {**self.head("chat.completion.chunk"), "choices": [choice]}
-        return event({**body, "usage": None} if self.include_usage else body)
 
     def _logprobs(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return {"content": list(entries), "refusal": None} if self.params.logprobs else None

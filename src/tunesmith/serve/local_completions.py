@@ -5,14 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from tunesmith.errors import TunesmithError
 from tunesmith.models.generate import Request
 from tunesmith.models.template import PromptIds
 from tunesmith.serve.local_job import Generation, Job
 from tunesmith.serve.text import Piece
-from tunesmith.serve.wire import as_refusal, event
 
 KIND = "text_completion"
 NOTHING = Piece("")
@@ -31,6 +29,7 @@ class Start:
 class TextJob(Job):
     """A request for completions that was accepted; each of its prompts has `choices` answers."""
 
+    streamed: ClassVar[str] = KIND
     starts: tuple[Start, ...]
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
 
@@ -70,22 +69,15 @@ class TextJob(Job):
         ]
         return {**self.head(KIND), "choices": choices, "usage": generation.usage()}
 
-    async def events(self, generation: Generation) -> AsyncIterator[str]:
-        """`text_completion` events."""
-        try:
-            for index, start in enumerate(self._rows()):
-                if start.echo.text or not start.max_tokens:
-                    finish = None if start.max_tokens else "length"
-                    yield self._chunk(index, start.echo, start.echo.offsets, finish)
-            async for index, piece in generation.pieces():
-                if piece.text or piece.entries or piece.finish:
-                    yield self._chunk(index, piece, self._moved(index, piece), piece.finish)
-            if self.include_usage:
-                yield event({**self.head(KIND), "choices": [], "usage": generation.usage()})
-        except TunesmithError as error:
-            yield event(as_refusal(error).body())
-        else:
-            yield "data: [DONE]\n\n"
+    async def deltas(self, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+        """See Job."""
+        for index, start in enumerate(self._rows()):
+            if start.echo.text or not start.max_tokens:
+                finish = None if start.max_tokens else "length"
+                yield self._delta(index, start.echo, start.echo.offsets, finish)
+        async for index, piece in generation.pieces():
+            if piece.text or piece.entries or piece.finish:
+                yield self._delta(index, piece, self._moved(index, piece), piece.finish)
 
     def _rows(self) -> list[Start]:
         """What each choice goes on from."""
@@ -96,15 +88,15 @@ class TextJob(Job):
         start = len(self._rows()[index].echo.text)
         return tuple(start + place for place in piece.offsets)
 
-    def _chunk(self, index: int, piece: Piece, offsets: Sequence[int], finish: str | None) -> str:
-        choice = {
+    def _delta(
+        self, index: int, piece: Piece, offsets: Sequence[int], finish: str | None
+    ) -> dict[str, Any]:
+        return {
             "index": index,
             "text": piece.text,
             "logprobs": self._logprobs(piece.entries, offsets) if piece.entries else None,
             "finish_reason": finish,
         }
-        body = {**self.head(KIND), "choices": [choice]}
-        return event({**body, "usage": None} if self.include_usage else body)
 
     def _logprobs(
         self, entries: Sequence[dict[str, Any]], offsets: Sequence[int]

@@ -7,15 +7,15 @@ What OpenAI's wire format cannot say has routes of its own: /v1/logprobs scores 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
@@ -31,6 +31,7 @@ from tunesmith.serve.local_answer import ChatJob
 from tunesmith.serve.local_completions import Start, TextJob
 from tunesmith.serve.local_job import Generation, Job, described
 from tunesmith.serve.local_loop import SamplerThread, Sampling
+from tunesmith.serve.local_process import MakeApp, Spec, private_app
 from tunesmith.serve.text import said
 from tunesmith.serve.wire import (
     AdapterRequest,
@@ -38,16 +39,13 @@ from tunesmith.serve.wire import (
     LogprobsRequest,
     Refusal,
     WireMessage,
-    answer_errors_as_openai,
     model_entry,
     tools_of,
     unknown_model,
 )
 from tunesmith.serve.wire_text import CompletionRequest, Prompt
 from tunesmith.serve.wire_tools import LogitBias, bias_of
-
-MAX_WAITING = 256
-"""Most rows that wait for a slot; more are refused."""
+from tunesmith.settings import MAX_WAITING
 
 
 class Model(Protocol):
@@ -99,18 +97,7 @@ def create_engine_app(
         yield
         await asyncio.to_thread(thread.close)
 
-    def authorize(request: HttpRequest) -> None:
-        shown = request.headers.get("authorization", "")
-        if not secrets.compare_digest(shown.encode(), f"Bearer {key}".encode()):
-            raise Refusal("Incorrect API key provided.", status=401, code="invalid_api_key")
-
-    app = FastAPI(
-        title="tunesmith engine",
-        lifespan=lifespan,
-        dependencies=[Depends(authorize)],
-        openapi_url=None,
-    )
-    answer_errors_as_openai(app)
+    app = private_app(key, lifespan)
     routes = _Routes(model, sampler, thread, name, Line(sampler.max_rows, max_waiting))
     app.add_api_route("/health", routes.health, methods=["GET"])
     app.add_api_route("/v1/models", routes.models, methods=["GET"])
@@ -123,6 +110,18 @@ def create_engine_app(
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
     app.add_api_route("/v1/adapters/{name:path}", routes.remove_adapter, methods=["DELETE"])
     return app
+
+
+def engine_app(spec: Spec, model: Model, sampler: Sampling) -> MakeApp:
+    """`create_engine_app` as a spec asks for it."""
+    return partial(
+        create_engine_app,
+        model,
+        sampler,
+        name=spec.name,
+        key=spec.key,
+        max_waiting=spec.max_waiting,
+    )
 
 
 class _Routes:
@@ -218,7 +217,7 @@ class _Routes:
             choices=body.n or 1,
             tools=bool(tools),
             named=body.choice().named,
-            include_usage=body.stream_options is not None and body.stream_options.include_usage,
+            include_usage=body.include_usage,
             fingerprint=self._fingerprint,
             bias=self._bias(body.logit_bias),
             grammar=await self._grammar(body),
@@ -236,7 +235,7 @@ class _Routes:
             adapter=adapter,
             params=params,
             choices=body.n or 1,
-            include_usage=body.stream_options is not None and body.stream_options.include_usage,
+            include_usage=body.include_usage,
             fingerprint=self._fingerprint,
             bias=self._bias(body.logit_bias),
             starts=tuple(starts),

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tunesmith.chat import SamplingParams
 from tunesmith.errors import TunesmithError
@@ -18,7 +18,7 @@ from tunesmith.models.template import ChatTemplate, PromptIds
 from tunesmith.serve.line import Line
 from tunesmith.serve.local_loop import SamplerThread
 from tunesmith.serve.text import AnswerText, Piece
-from tunesmith.serve.wire import Refusal
+from tunesmith.serve.wire import Refusal, as_refusal, event
 
 LEAST = -9999.0
 """What OpenAI writes for a log-probability that is too small to tell."""
@@ -28,6 +28,8 @@ LEAST = -9999.0
 class Job(ABC):
     """A request that was accepted: what to sample, and how to write it down."""
 
+    streamed: ClassVar[str]
+    """What an event is called."""
     id: str
     model: str
     adapter: str | None
@@ -52,8 +54,22 @@ class Job(ABC):
         """The answer as one body."""
 
     @abstractmethod
-    def events(self, generation: Generation) -> AsyncIterator[str]:
+    def deltas(self, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+        """The choices of the events, one each."""
+
+    async def events(self, generation: Generation) -> AsyncIterator[str]:
         """The answer as server-sent events."""
+        more = {"usage": None} if self.include_usage else {}
+        try:
+            async for choice in self.deltas(generation):
+                yield event({**self.head(self.streamed), "choices": [choice], **more})
+            if self.include_usage:
+                tail = {"choices": [], "usage": generation.usage()}
+                yield event({**self.head(self.streamed), **tail})
+        except TunesmithError as error:
+            yield event(as_refusal(error).body())
+        else:
+            yield "data: [DONE]\n\n"
 
     def head(self, kind: str) -> dict[str, Any]:
         """What every body and chunk of this answer begins with."""

@@ -14,6 +14,7 @@ from tunesmith.errors import EngineError
 from tunesmith.models.catalog import read_card
 from tunesmith.serve import engines
 from tunesmith.serve.engines import Engine, EngineKind, EngineSpec
+from tunesmith.settings import MAX_WAITING
 
 PAUSE_SECONDS = 10.0
 """How long an engine that did not start is not tried again: the requests that waited for it fail
@@ -75,7 +76,7 @@ class Router:
         logs: Path,
         kind: EngineKind = "local",
         max_rows: int = 32,
-        max_waiting: int = 256,
+        max_waiting: int = MAX_WAITING,
         max_adapters: int = MAX_ADAPTERS,
         command: Sequence[str] | None = None,
     ) -> None:

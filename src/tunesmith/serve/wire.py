@@ -8,8 +8,9 @@ knows and we do not honour is accepted only at the value that means "leave it".
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,6 +32,9 @@ from tunesmith.serve.wire_tools import (
     read_choice,
     tools_of,
 )
+
+MOST_ANSWERS = 128
+"""Of one request, over all its prompts."""
 
 ABOUT_THE_CALLER = frozenset(
     {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_options"}
@@ -162,29 +166,67 @@ class StreamOptions(Wire):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(Wire):
-    """POST /v1/chat/completions. Defaults are OpenAI's: temperature 1, one answer."""
+class Sampled(Wire):
+    """What chats and completions have in common. Defaults are OpenAI's: temperature 1, one answer."""
 
     model: str
-    messages: Annotated[list[WireMessage], Field(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[list[str], BeforeValidator(listed), Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_the_caller(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if name not in ABOUT_THE_CALLER}
+
+    @model_validator(mode="after")
+    def _stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise Refusal("'stream_options' needs 'stream' to be true.", param="stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the last event of a stream tells the tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """How to sample; `logprobs` is how many of the likeliest tokens are told, None for none."""
+        return SamplingParams(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            # 0 leaves the likeliest token.
+            top_p=1.0 if self.top_p is None else max(self.top_p, 1e-9),
+            max_tokens=max_tokens,
+            stop=tuple(self.stop or ()),
+            seed=self.seed,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logprobs=logprobs is not None,
+            top_logprobs=logprobs or 0,
+        )
+
+
+class ChatRequest(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[WireMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[WireTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    logit_bias: LogitBias | None = None
     store: bool | None = None
     metadata: Metadata | None = None
 
@@ -201,18 +243,12 @@ class ChatRequest(Wire):
                     param=name,
                     code="unsupported_parameter",
                 )
-        return {
-            name: item
-            for name, item in body.items()
-            if name not in NEUTRAL and name not in ABOUT_THE_CALLER
-        }
+        return {name: item for name, item in body.items() if name not in NEUTRAL}
 
     @model_validator(mode="after")
     def _agree(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise Refusal("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
-        if self.stream_options is not None and not self.stream:
-            raise Refusal("'stream_options' needs 'stream' to be true.", param="stream_options")
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise Refusal(
                 "'max_tokens' and 'max_completion_tokens' say the same; send one.",
@@ -237,17 +273,8 @@ class ChatRequest(Wire):
 
     def params(self) -> SamplingParams:
         """How to sample."""
-        return SamplingParams(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=nucleus(self.top_p),
-            max_tokens=self.max_completion_tokens or self.max_tokens,
-            stop=tuple(self.stop or ()),
-            seed=self.seed,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            logprobs=bool(self.logprobs),
-            top_logprobs=self.top_logprobs or 0,
-        )
+        logprobs = self.top_logprobs or 0 if self.logprobs else None
+        return self.sampling(self.max_completion_tokens or self.max_tokens, logprobs)
 
     def offered_tools(self) -> tuple[Tool, ...]:
         """The tools that the model may call in this answer."""
@@ -268,11 +295,6 @@ class AdapterRequest(Wire):
 
     name: Annotated[str, Field(min_length=1)]
     path: str
-
-
-def nucleus(top_p: float | None) -> float:
-    """The mass to draw from; 0 leaves the likeliest token."""
-    return 1.0 if top_p is None else max(top_p, 1e-9)
 
 
 def model_entry(name: str, created: int) -> dict[str, Any]:
@@ -296,6 +318,17 @@ def error_body(
 def event(body: Mapping[str, Any]) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def too_many(said: str, wait: float) -> Refusal:
+    """429: the same request is welcome after so many seconds."""
+    return Refusal(
+        said,
+        status=429,
+        kind="requests",
+        code="rate_limit_exceeded",
+        retry_after=max(1, math.ceil(wait)),
+    )
 
 
 def unknown_model(name: str) -> Refusal:

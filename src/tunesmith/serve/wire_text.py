@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tunesmith.chat import SamplingParams
-from tunesmith.serve.wire import ABOUT_THE_CALLER, Refusal, StreamOptions, listed, nucleus
-from tunesmith.serve.wire_tools import LogitBias, Wire
-
-MOST_ANSWERS = 128
-"""Of one request, over all its prompts."""
+from tunesmith.serve.wire import MOST_ANSWERS, Refusal, Sampled
 
 Prompt = str | tuple[int, ...]
 """A text, or the ids of one."""
@@ -42,33 +38,15 @@ def _readable(value: Any) -> Any:
     return value
 
 
-class CompletionRequest(Wire):
-    """POST /v1/completions. Defaults are OpenAI's: temperature 1, 16 tokens."""
+class CompletionRequest(Sampled):
+    """POST /v1/completions. OpenAI's default is 16 tokens."""
 
-    model: str
     prompt: Annotated[Any, AfterValidator(_readable)]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=20)] | None = None
-    stop: Annotated[list[str], BeforeValidator(listed), Field(max_length=4)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: LogitBias | None = None
     suffix: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_the_caller(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if name not in ABOUT_THE_CALLER}
 
     @model_validator(mode="after")
     def _agree(self) -> CompletionRequest:
@@ -80,8 +58,6 @@ class CompletionRequest(Wire):
             )
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise Refusal("'best_of' is supported where it equals 'n' only.", param="best_of")
-        if self.stream_options is not None and not self.stream:
-            raise Refusal("'stream_options' needs 'stream' to be true.", param="stream_options")
         if len(self.prompts()) * (self.n or 1) > MOST_ANSWERS:
             raise Refusal(f"One request has at most {MOST_ANSWERS} answers.", param="prompt")
         return self
@@ -92,14 +68,4 @@ class CompletionRequest(Wire):
 
     def params(self) -> SamplingParams:
         """How to sample."""
-        return SamplingParams(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=nucleus(self.top_p),
-            max_tokens=16 if self.max_tokens is None else self.max_tokens,
-            stop=tuple(self.stop or ()),
-            seed=self.seed,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            logprobs=self.logprobs is not None,
-            top_logprobs=self.logprobs or 0,
-        )
+        return self.sampling(16 if self.max_tokens is None else self.max_tokens, self.logprobs)

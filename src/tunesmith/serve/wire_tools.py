@@ -121,7 +121,7 @@ Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     AfterValidator(_few),
 ]
-"""Labels of what is stored."""
+"""Labels of what is stored: sixteen at most."""
 
 LogitBias = Annotated[
     dict[

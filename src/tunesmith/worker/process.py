@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith.models.lifetime import environment
+from tunesmith.models.lifetime import end, environment
 
 COMMAND = (sys.executable, "-m", "tunesmith.pipeline.job")
 """What runs a step; the path of its spec follows."""
@@ -70,16 +68,5 @@ class StepProcess:
         return await self._process.wait()
 
     async def end(self) -> None:
-        """SIGTERM, then SIGKILL to the whole group; it is gone when this returns."""
-        if self._process.returncode is None:
-            self._signal(signal.SIGTERM)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), END_SECONDS)
-        self._signal(signal.SIGKILL)
-        await self._process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return
+        """End it and whatever it started; nothing may still listen to its events."""
+        await end(self._process, patience=END_SECONDS)

@@ -100,7 +100,6 @@ class Worker:
             await asyncio.wait({reading, beating, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return reading.result() if reading.done() else None
         finally:
-            await process.end()
             for task in (reading, beating, stopping):
                 task.cancel()
             await asyncio.gather(reading, beating, stopping, return_exceptions=True)
@@ -133,7 +132,7 @@ class Worker:
     def _spec(self, job: Job, folder: RunFolder) -> dict[str, Any]:
         asked: dict[str, Any] = job.method[job.method["type"]].get("hyperparameters") or {}
         given = {name: asked.get(name, "auto") for name in ("n_epochs", "batch_size")}
-        validation = None if job.validation_file is None else self._file(job, job.validation_file)
+        validation = job.validation_file
         return {
             "step": "train" if job.status == "running" else "check",
             "folder": str(folder.path),
@@ -141,7 +140,7 @@ class Worker:
                 "model": {"name": job.base},
                 "data": {
                     "files": [str(self._blobs.path(job.training_file))],
-                    "validation": 0 if validation is None else validation["path"],
+                    "validation": 0 if validation is None else str(self._blobs.path(validation)),
                     "test": 0,
                 },
                 "train": {
@@ -152,15 +151,14 @@ class Worker:
             },
             "learning_rate_multiplier": asked.get("learning_rate_multiplier", "auto"),
             "files": {
-                "training": _named(self._file(job, job.training_file)),
-                "validation": None if validation is None else _named(validation),
+                "training": self._named(job, job.training_file),
+                "validation": None if validation is None else self._named(job, validation),
             },
         }
 
-    def _file(self, job: Job, file_id: str) -> dict[str, str]:
+    def _named(self, job: Job, file_id: str) -> dict[str, str]:
         found = self._store.files.get(job.project, file_id)
-        name = file_id if found is None else found.filename
-        return {"id": file_id, "filename": name, "path": str(self._blobs.path(file_id))}
+        return {"id": file_id, "filename": file_id if found is None else found.filename}
 
     async def _sweep(self, stop: asyncio.Event) -> None:
         """Delete what has expired, now and then."""
@@ -221,10 +219,6 @@ def _settled(job: Job, record: Record) -> dict[str, Any]:
     kind = job.method["type"]
     numbers = {**(job.method[kind].get("hyperparameters") or {}), **(record.checked or {})}
     return {**job.method, kind: {**job.method[kind], "hyperparameters": numbers}}
-
-
-def _named(file: dict[str, str]) -> dict[str, str]:
-    return {name: file[name] for name in ("id", "filename")}
 
 
 def _devices(slots: int) -> list[str | None]:
