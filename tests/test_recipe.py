@@ -17,6 +17,7 @@ NAMED: dict[str, Any] = {
     "base_url": "https://there/v1",
     "model": "large",
     "key_env": "THEIR_KEY",
+    "max_tokens": 2000,
     "usd_per_1m_in": 0.5,
     "usd_per_1m_out": 1.5,
     "budget_usd": 2.0,

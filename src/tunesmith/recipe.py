@@ -217,6 +217,8 @@ class Endpoint(_Section):
     key_env: str | None = None
     """NAME of the environment variable that holds the key, as in OPENAI_API_KEY; the key itself is
     written nowhere, and without a name none is sent."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer, with what a model writes before it to think; else that of the other arms."""
     usd_per_1m_in: float | None = Field(default=None, ge=0)
     """US$ for a million tokens that are sent; without it what an answer costs is not known."""
     usd_per_1m_out: float | None = Field(default=None, ge=0)
