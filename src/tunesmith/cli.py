@@ -174,11 +174,13 @@ def train(
 def evaluate(
     data: Data,
     arms: Annotated[
-        list[str], typer.Option("--arm", help="base, or the name of a model; may be repeated.")
+        list[str],
+        typer.Option("--arm", help="base, external, or the name of a model; may be repeated."),
     ],
     model: ModelName = None,
     form: FormatName = None,
     columns: Columns = None,
+    recipe: RecipeFile = None,
     settings: Settings = None,
     graders: Graders = None,
     seed: Seed = None,
@@ -192,8 +194,8 @@ def evaluate(
     from tunesmith.screen import arms as table
 
     wanted = recipe_of(
-        data, model=model, form=form, columns=columns, settings=settings, graders=graders,
-        seed=seed, limit=limit,
+        data, model=model, form=form, columns=columns, file=recipe, settings=settings,
+        graders=graders, seed=seed, limit=limit,
     )  # fmt: skip
     with Terminal(quiet=quiet or as_json) as screen:
         report = sidebyside.evaluate(wanted, arms, screen)

@@ -167,3 +167,19 @@ def test_the_sentence_names_the_metric_and_the_task() -> None:
     found = verdict(tuned, base, None, near, (), metric="exact", task="json")
     assert "gives the reference's values on 0.80 of 100 unseen rows" in found.sentence
     assert "0.30 for the nearest training row" in found.sentence
+
+
+def test_an_external_model_is_used_instead_only_where_it_does_better_and_rows_may_leave() -> None:
+    tuned, base = arm("tuned", 80), arm("base", 40)
+
+    def said(right: int, *, may_leave: bool) -> Verdict:
+        return verdict(
+            tuned, base, None, None, (), metric="exact", task="labels",
+            external=arm("external", right), may_leave=may_leave,
+        )  # fmt: skip
+
+    assert said(95, may_leave=True).sentence.startswith("Use the external model instead: tuned")
+    assert not said(95, may_leave=True).ship
+    for right, may_leave in ((95, False), (80, True), (82, True), (10, True)):
+        assert said(right, may_leave=may_leave).ship
+        assert "for the external model" in said(right, may_leave=may_leave).sentence

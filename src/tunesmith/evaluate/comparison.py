@@ -93,6 +93,8 @@ def verdict(
     task: Task,
     goal: float | None = None,
     noise: Noise | None = None,
+    external: Measured | None = None,
+    may_leave: bool = False,
 ) -> Verdict:
     """Ship it, or don't, in one sentence.
 
@@ -106,12 +108,15 @@ def verdict(
     Args:
         comparisons: every pair of arms on `metric`, in any direction.
         goal: value of `metric` to reach.
+        external: told beside the others; used instead where it does better and rows `may_leave`.
     """
-    tried = [arm for arm in (base, prompt, classical) if arm is not None]
+    tried = [arm for arm in (base, prompt, classical, external) if arm is not None]
     facts = _facts(tuned, tried, comparisons, metric, task)
     if base is None:
         return Verdict(False, f"No verdict: {facts}, and the base was not measured.")
     gain = _difference(comparisons, tuned, base, metric)
+    if external is not None and may_leave and _leads(external, tuned, comparisons, metric, noise):
+        return Verdict(False, f"Use the external model instead: {facts}.")
     rivals = [arm for arm in (prompt, classical) if arm is not None]
     rivals.sort(key=lambda arm: -arm.scores[metric].value)
     gained = _doubt(gain, noise) is None
@@ -157,6 +162,12 @@ def _difference(
     return compare(a, b, metric)
 
 
+def _leads(
+    a: Measured, b: Measured, comparisons: Sequence[Comparison], metric: str, noise: Noise | None
+) -> bool:
+    return _doubt(_difference(comparisons, a, b, metric), noise) is None
+
+
 def _doubt(gain: Comparison, noise: Noise | None) -> str | None:
     """Why the gain does not count, or None where it does."""
     if gain.high < 0:
@@ -188,7 +199,8 @@ def _rows_that_tell(lead: Comparison) -> int | None:
 def _name(kind: ArmKind, task: Task) -> str:
     if kind == "classical":
         return "the classifier" if task == "labels" else "the nearest training row"
-    return {"base": "the base", "prompt": "prompting alone", "tuned": "tuned"}[kind]
+    names = {"base": "the base", "prompt": "prompting alone", "external": "the external model"}
+    return names.get(kind, kind)
 
 
 def _facts(

@@ -25,7 +25,7 @@ from tunesmith.evaluate import statistics
 from tunesmith.evaluate.statistics import Interval
 from tunesmith.graders.grader import Grader
 
-ArmKind = Literal["base", "classical", "prompt", "tuned"]
+ArmKind = Literal["base", "classical", "prompt", "tuned", "external"]
 Build = Callable[[Conversation], Sequence[Message]]
 """What is sent for a row."""
 Progress = Callable[[int, int], None]
@@ -60,7 +60,7 @@ class Sample:
     Attributes:
         id: FILE:LINE of the row, with #2, #3... where a file's line gave several rows.
         prompt: the last user turn.
-        seconds: wall time of the request.
+        seconds: wall time of the request; of an answer that was kept, that of the first time.
         cluster: the same for rows whose whole prompt is the same.
     """
 
@@ -149,7 +149,7 @@ async def _answer_row(
     messages, reference = arm.build(row), answer_text(row.answer)
     start = time.perf_counter()
     completion = await arm.model.complete(messages, params, row.tools)
-    seconds = time.perf_counter() - start
+    seconds = completion.seconds if completion.kept else time.perf_counter() - start
     output = written(completion)
     scores: dict[str, float] = {}
     for grader in graders:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,7 @@ from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, v
 from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
+from tunesmith.pipeline import external
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
@@ -30,10 +31,12 @@ class Findings:
     parity: Parity | None
     variants: Sequence[dict[str, Any]]
     advice: Advice
+    search: Mapping[str, Any] | None = None
+    external: Mapping[str, Any] = field(default_factory=lambda: _missing("no endpoint was named"))
 
     def comparisons(self) -> list[Comparison]:
         """Every pair of arms on the primary metric, the tuned one first."""
-        order = ("tuned", "base", "prompt", "classical")
+        order = ("tuned", "base", "prompt", "classical", "external")
         ranked = sorted(self.arms.values(), key=lambda arm: order.index(arm.arm))
         return [compare(a, b, self.chosen.primary) for a, b in combinations(ranked, 2)]
 
@@ -52,6 +55,7 @@ class Findings:
             task=self.chosen.task,
             goal=goal,
             noise=self.noise,
+            external=self.arms.get("external"),
         )
 
 
@@ -79,10 +83,7 @@ def build(
             "masked_tokens": ledger["masked"],
             "truncated_rows": 0,
         },
-        "arms": [
-            arm_entry(measured, found.variants if name == "prompt" else ())
-            for name, measured in found.arms.items()
-        ],
+        "arms": [_entry(name, found, recipe) for name in found.arms],
         "primary": found.chosen.primary,
         "graders": found.chosen.reason,
         "comparisons": [asdict(comparison) for comparison in comparisons],
@@ -91,10 +92,18 @@ def build(
         "forgetting": _missing("general ability was not measured in this run"),
         "overfitting": overfitting(events),
         "advice": {"approach": found.advice.approach, "reasons": list(found.advice.reasons)},
+        "external": dict(found.external),
         "verdict": {"ship": said.ship, "sentence": said.sentence},
         "cost": _cost(events),
         "timings": {},
     }
+
+
+def _entry(name: str, found: Findings, recipe: Recipe) -> dict[str, Any]:
+    entry = arm_entry(found.arms[name], found.variants if name == "prompt" else ())
+    if name == "prompt" and found.search is not None:
+        entry["search"] = dict(found.search)
+    return external.priced(entry, recipe.external)
 
 
 def overfitting(events: Sequence[Event]) -> dict[str, Any]:

@@ -342,6 +342,9 @@ def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec, template: Chat
     """What makes two runs the same: the recipe as asked for, the rows, the weights, the template."""
     asked: Mapping[str, Any] = recipe.model_dump(mode="json")
     asked["data"].pop("files")
+    for section in asked.values():
+        # More may be spent on a run that has stopped for it.
+        (section or {}).pop("budget_usd", None)
     said = json.dumps(asked, sort_keys=True)
     parts = [said, prepared.key, model.weights_hash, template.fingerprint]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

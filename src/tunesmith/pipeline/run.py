@@ -22,7 +22,7 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, learn, machine, measure, prepare
+from tunesmith.pipeline import conclude, external, learn, machine, measure, prepare
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -137,7 +137,7 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
                 expected="an empty folder, or the same command",
                 remedy="Give another --out.",
             )
-        recipe = recipes.read(folder.recipe)
+        recipe = recipes.with_budgets(recipes.read(folder.recipe), recipe)
     else:
         _ours(folder)
         recipe = begin(recipe, folder, model, template, prepared, screen, key)
@@ -242,16 +242,23 @@ def _bench(run: Run, engine: engines.Engines) -> Bench:
         chosen=measure.pick_graders(rows, run.recipe.evaluate.graders),
         max_tokens=int(run.recipe.evaluate.max_tokens),
         seed=run.recipe.train.seed,
+        prompt_budget=run.recipe.evaluate.prompt_budget,
         told=lambda what, done, total: run.screen.progress(what, done, total),
     )
 
 
 async def _explore(run: Run) -> dict[str, Any]:
-    held = run.rows("validation")[: measure.EXPLORE_ROWS]
+    validation = measure.shuffled(run.rows("validation"), run.recipe.train.seed)
+    held = validation[: measure.EXPLORE_ROWS]
     wanted = run.recipe.evaluate.arms
     async with _engines(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
+        made = await external.proposals(run.recipe, bench, run.screen)
+        tests, texts = run.prepared.counts()["test"], made["texts"]
+        theirs = await external.explore(run.recipe, bench, validation, tests, texts, run.screen)
+        if "prompt" in wanted:
+            run.screen.say(f"prompt search: at most {bench.prompt_budget:,} answers")
         bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
 
         async def plain(kind: str) -> float:
@@ -260,24 +267,28 @@ async def _explore(run: Run) -> dict[str, Any]:
             return measured.scores[bench.chosen.primary].value
 
         async def prompt() -> PromptPlan | None:
-            return await bench.find_prompt(held) if "prompt" in wanted else None
+            found = "prompt" in wanted
+            return await bench.find_prompt(validation, texts=texts) if found else None
 
         kinds = [kind for kind in ("base", "classical") if kind in wanted and held]
         # At once: an engine takes as long for a few answers as for many.
         async with measure.meanwhile(prompt()) as search:
             scores = {kind: await plain(kind) for kind in kinds}
             plan = await search
-        if plan is not None and plan.tried:
-            scores["prompt"] = plan.tried[0][1]
+        if plan is not None:
+            run.screen.say(f"prompt search: {plan.description}")
+            if plan.tried:
+                scores["prompt"] = plan.tried[0][1]
     advice = advise(
         scores, metric=bench.chosen.primary, rows=len(bench.train), measured_on=len(held)
     )
     return {
         "scores": scores,
         "prompt": None if plan is None else plan.name,
-        "description": None if plan is None else plan.description,
         "tried": [] if plan is None else [list(pair) for pair in plan.tried],
-        "left_out": [] if plan is None else list(plan.left_out),
+        "search": None if plan is None else measure.search_entry(plan),
+        "proposals": made,
+        "external": theirs,
         "advice": asdict(advice),
     }
 
@@ -285,44 +296,55 @@ async def _explore(run: Run) -> dict[str, Any]:
 async def _compare(run: Run) -> conclude.Findings:
     explored = run.folder.read_json("explore.json")
     held = run.rows("validation")
-    rows = (run.rows("test") or held)[: run.recipe.evaluate.limit]
+    seed = run.recipe.train.seed
+    rows = measure.shuffled(run.rows("test") or held, seed)[: run.recipe.evaluate.limit]
     async with _engines(run, tuned=True) as engine:
         parity = await measure.check_parity(
             engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
         )
         bench = _bench(run, engine)
-        arms = await _arms(run, bench, explored["prompt"])
+        arms = await _arms(run, bench, explored)
         measured: dict[str, Measured] = {}
         for arm in arms:
             measured[arm.name] = await bench.run(arm, rows, measure.CONCURRENCY)
-            lines = [measure.sample_row(sample) for sample in measured[arm.name].samples]
-            run.folder.write_lines(f"samples/{arm.name}.jsonl", lines)
+            _write_samples(run, measured[arm.name])
+        theirs, about = await external.compare(run.recipe, bench, explored, rows)
+        if theirs is not None:
+            measured[theirs.arm] = theirs
+            _write_samples(run, theirs)
         # At once: nobody's latency is reported any more.
         bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
-            advice = await _final_advice(bench, held, explored, arms)
+            some = measure.shuffled(held, seed)[: measure.EXPLORE_ROWS]
+            advice = await _final_advice(bench, some, explored, arms)
             noise = await again
     variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
-    return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice)
+    search = explored["search"] and {**explored["search"], "proposals": explored["proposals"]}
+    return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice, search, about)
 
 
-async def _arms(run: Run, bench: Bench, prompt: str | None) -> Sequence[Arm]:
-    build = None
+def _write_samples(run: Run, measured: Measured) -> None:
+    lines = [measure.sample_row(sample) for sample in measured.samples]
+    run.folder.write_lines(f"samples/{measured.arm}.jsonl", lines)
+
+
+async def _arms(run: Run, bench: Bench, explored: dict[str, Any]) -> Sequence[Arm]:
+    build, prompt = None, explored["prompt"]
     if prompt is not None:
-        build = (await bench.find_prompt(run.rows("validation"), known=prompt)).build
+        texts = explored["proposals"]["texts"]
+        build = (await bench.find_prompt((), texts=texts, known=prompt)).build
     return [
         bench.arm(kind, build=build, tuned=run.tuned)
         for kind in run.recipe.evaluate.arms
-        if kind != "prompt" or build is not None
+        if kind != "external" and (kind != "prompt" or build is not None)
     ]
 
 
 async def _final_advice(
-    bench: Bench, held: list[Conversation], explored: dict[str, Any], arms: Sequence[Arm]
+    bench: Bench, some: list[Conversation], explored: dict[str, Any], arms: Sequence[Arm]
 ) -> Advice:
     """The first advice again, with the tuned arm on the same validation rows."""
     scores = dict(explored["scores"])
-    some = held[: measure.EXPLORE_ROWS]
     for arm in arms:
         if arm.kind == "tuned" and some:
             measured = await bench.run(arm, some, measure.CONCURRENCY)
