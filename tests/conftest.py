@@ -303,3 +303,79 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
     return folder
+
+
+class Theirs:
+    """An OpenAI-compatible server of somebody else, on loopback.
+
+    `script(body, number)` gives the text of an answer, whose tokens are words, or a whole answer as
+    (status, headers, body); None closes the connection.
+    """
+
+    def __init__(self) -> None:
+        import threading
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+        self.script: Callable[[dict[str, Any], int], Any] = lambda body, number: "yes"
+        self.seen: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        outer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.seen.append(body)
+                    outer.keys.append(self.headers["Authorization"])
+                    number = len(outer.seen)
+                outer.answer(self, outer.script(body, number), body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def answer(self, request: Any, said: Any, body: dict[str, Any]) -> None:
+        if said is None:
+            request.close_connection = True
+            return
+        if isinstance(said, str):
+            words = sum(len((m["content"] or "").split()) for m in body["messages"])
+            said = 200, {}, completion(said, words, len(said.split()))
+        status, headers, value = said
+        text = json.dumps(value).encode()
+        request.send_response(status)
+        for name, content in {**headers, "Content-Length": str(len(text))}.items():
+            request.send_header(name, content)
+        request.send_header("Content-Type", "application/json")
+        request.end_headers()
+        request.wfile.write(text)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self._thread.join()
+        self.server.server_close()
+
+
+def completion(text: str | None, tokens_in: int, tokens_out: int) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        **{"id": "c", "object": "chat.completion", "created": 1, "model": "large"},
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": {
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+            "total_tokens": tokens_in + tokens_out,
+        },
+    }
+
+
+@pytest.fixture
+def theirs() -> Generator[Theirs]:
+    """A server of somebody else."""
+    server = Theirs()
+    yield server
+    server.close()

@@ -18,6 +18,7 @@ CODES = {
     "FolderBusy": 1,
     "TrainerCrashed": 1,
     "EngineError": 1,
+    "OverBudget": 1,
 }
 
 

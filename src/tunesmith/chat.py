@@ -70,13 +70,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `seconds` is wall time as the caller saw it."""
+    """One answer. `seconds` is wall time as the caller saw it.
+
+    Attributes:
+        kept: it was given before and read from disk; `seconds` are those it took then.
+    """
 
     text: str
     finish_reason: FinishReason
     usage: Usage
     seconds: float = 0.0
     tool_calls: tuple[ToolCall, ...] = ()
+    kept: bool = False
 
 
 class ChatModel(Protocol):

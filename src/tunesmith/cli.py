@@ -180,11 +180,13 @@ def train(
 def evaluate(
     data: Data,
     arms: Annotated[
-        list[str], typer.Option("--arm", help="base, or the name of a model; may be repeated.")
+        list[str],
+        typer.Option("--arm", help="base, external, or the name of a model; may be repeated."),
     ],
     model: ModelName = None,
     form: FormatName = None,
     columns: Columns = None,
+    recipe: RecipeFile = None,
     settings: Settings = None,
     docs: Docs = None,
     graders: Graders = None,
@@ -199,8 +201,8 @@ def evaluate(
     from tunesmith.screen import arms as table
 
     wanted = recipe_of(
-        data, model=model, form=form, columns=columns, settings=settings, graders=graders,
-        seed=seed, limit=limit, docs=docs,
+        data, model=model, form=form, columns=columns, file=recipe, settings=settings,
+        graders=graders, seed=seed, limit=limit, docs=docs,
     )  # fmt: skip
     with Terminal(quiet=quiet or as_json) as screen:
         report = sidebyside.evaluate(wanted, arms, screen)

@@ -85,11 +85,14 @@ class OpenAIChat:
             messages = [replace(message, cache=False) for message in messages]
         asked = _request(self.model, messages, params, tools)
         started = time.perf_counter()
+        answer = await self._ask(asked)
+        return self._read(answer, time.perf_counter() - started)
+
+    async def _ask(self, asked: dict[str, Any]) -> ChatCompletion:
         try:
-            answer = await self._client.chat.completions.create(**asked)
+            return await self._client.chat.completions.create(**asked)
         except openai.OpenAIError as error:
             raise self._failed("a chat completion", error) from error
-        return self._read(answer, time.perf_counter() - started)
 
     def _read(self, answer: ChatCompletion, seconds: float) -> Completion:
         choice = answer.choices[0] if answer.choices else None

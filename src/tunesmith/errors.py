@@ -13,6 +13,7 @@
     │   ├── FolderBusy          another process trains in the folder
     │   └── TrainerCrashed      the training process ended without a word
     └── EngineError             a serving process does not start, answer or agree              exit 1
+        └── OverBudget          an endpoint's next answer may cost more than was allowed
 
 Every message says what was found, what was expected and what to type.
 """
@@ -121,3 +122,7 @@ class TrainerCrashed(TrainingError):
 
 class EngineError(TunesmithError):
     """A serving process does not start, answer or agree with the trainer."""
+
+
+class OverBudget(EngineError):
+    """An endpoint's next answer may cost more than was allowed; what was answered is kept."""

@@ -182,3 +182,19 @@ def test_retrieval_is_a_rival_and_a_second_tuned_model_only_where_it_leads() -> 
     better = verdict(tuned, base, [arm("rag+tuned", 90)], (), **options)  # type: ignore[arg-type]
     assert not better.ship
     assert better.sentence.endswith("; retrieval with a model tuned for it does better.")
+
+
+def test_an_external_model_is_used_instead_only_where_it_does_better_and_rows_may_leave() -> None:
+    tuned, base = arm("tuned", 80), arm("base", 40)
+
+    def said(right: int, *, may_leave: bool) -> Verdict:
+        return verdict(
+            tuned, base, (), (), metric="exact", task="labels",
+            external=arm("external", right), may_leave=may_leave,
+        )  # fmt: skip
+
+    assert said(95, may_leave=True).sentence.startswith("Use the external model instead: tuned")
+    assert not said(95, may_leave=True).ship
+    for right, may_leave in ((95, False), (80, True), (82, True), (10, True)):
+        assert said(right, may_leave=may_leave).ship
+        assert "for the external model" in said(right, may_leave=may_leave).sentence

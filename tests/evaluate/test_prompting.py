@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tunesmith.chat import Message, SamplingParams, Tool
 from tunesmith.data.examples import Conversation, Source
-from tunesmith.evaluate.prompting import PromptPlan, instruction, search
+from tunesmith.evaluate.prompting import PromptPlan, Schedule, schedule, search
 from tunesmith.graders.choose import Chosen, choose
 from tunesmith.testing import scripted_chat
 
@@ -76,15 +77,15 @@ def test_examples_are_chat_turns_between_the_system_message_and_the_row() -> Non
     assert messages[-1] == HELD[0].prompt[-1]
 
 
-def test_random_examples_are_the_same_for_all_rows_and_so_share_a_prefix() -> None:
-    def likes_random(messages: Sequence[Message]) -> str:
+def test_diverse_examples_are_the_same_for_all_rows_and_so_share_a_prefix() -> None:
+    def likes_variety(messages: Sequence[Message]) -> str:
         shown = [message.content for message in messages if message.role == "assistant"]
         question = messages[-1].content or ""
         own = next(thing for thing in THINGS if thing in question)
         return own if len(set(shown)) > 1 else "?"
 
-    plan = find(likes_random)
-    assert "random" in plan.name
+    plan = find(likes_variety)
+    assert "diverse" in plan.name
     shown = plan.build(HELD[0])[:-1]
     assert shown == plan.build(HELD[1])[:-1]
     assert [message.cache for message in shown] == [False] * (len(shown) - 1) + [True]
@@ -117,6 +118,7 @@ def test_prompts_over_the_budget_are_left_out_and_it_is_told() -> None:
     plan = find(copies_the_last_example, most_added=30)
     assert any("over 30 tokens more" in line for line in plan.left_out)
     assert all(not name.startswith("8 ") for name, _ in plan.tried)
+    assert any("beyond the budget of 80 answers" in line for line in plan.left_out)
 
 
 def test_a_row_that_leaves_no_room_gets_fewer_examples_down_to_none() -> None:
@@ -155,20 +157,93 @@ def test_where_nothing_is_exact_the_likest_prompt_wins() -> None:
     assert all(score == 0.0 for _, score in plan.tried)
 
 
-def test_the_instruction_names_fields_and_closed_values() -> None:
-    values = [
-        {"intent": ("track", "claim")[i % 2], "order": None if i % 2 else f"PD-{i}", "reply": f"r {i}"}
-        | ({"slots": {"city": f"c{i}"}} if i % 2 else {})
-        for i in range(20)
-    ]  # fmt: skip
-    rows = [row("train", i, "q", json.dumps(value)) for i, value in enumerate(values)]
-    assert instruction(rows, "json") == (
-        "Answer with one JSON object and nothing else. Its fields:\n"
-        '- intent: "claim" or "track"\n'
-        "- order: null or string\n"
-        "- reply: string\n"
-        "- slots (optional): object with any of city"
-    )
-    assert instruction(rows, "text") is None
-    arrays = [row("train", i, "q", "[1]") for i in range(3)]
-    assert instruction(arrays, "json") == "Answer with one JSON array and nothing else."
+def test_the_search_by_hand() -> None:
+    """Two designs get some rows right: the one that also lasts on the rows of the last round wins."""
+
+    def answers(messages: Sequence[Message]) -> str:
+        system, question = messages[0].content or "", messages[-1].content or ""
+        own, number = next(t for t in THINGS if t in question), int(question.split()[-1])
+        if "Answer with exactly one" not in system:
+            return "?"
+        if len(messages) == 2:
+            return own if number < 16 else "?"
+        return own if number < 12 or number % 2 else "?"
+
+    plan = find(answers)
+    # no examples: 16 of 24; with some: 12 of the first 12, 6 of the other 12
+    assert dict(plan.tried)["no examples, instruction"] == 16 / 24
+    assert plan.tried[0] == (plan.name, 18 / 24)
+    assert plan.lead is not None
+    assert (plan.lead.second, plan.lead.rows) == ("no examples, instruction", 24)
+    assert plan.lead.difference == pytest.approx(2 / 24)
+    assert plan.lead.low < 0 < plan.lead.high
+    assert f"+0.08 (95 % {plan.lead.low:+.2f}" in plan.description
+
+
+@given(st.integers(0, 3000), st.integers(0, 150), st.integers(0, 300))
+def test_a_schedule_stays_within_its_budget(budget: int, candidates: int, rows: int) -> None:
+    found = schedule(budget, candidates, rows)
+    assert found.answers <= budget
+    assert found.candidates <= candidates
+    assert found.rows <= rows
+    if candidates and rows and budget >= 2:
+        assert found.answers > 0
+    if found.candidates < candidates:
+        assert found.rows <= 24
+    assert schedule(budget + 1, candidates, rows).candidates >= found.candidates
+
+
+def test_schedules_by_hand() -> None:
+    assert schedule(80, 100, 200) == Schedule(6, 24)
+    assert Schedule(6, 24).rounds == [(6, 8), (2, 16)]
+    # 30 on 8 rows each, ten on 16 more
+    assert schedule(400, 100, 200) == Schedule(30, 24)
+    # all six, and what is left goes into rows: 6 x 40 + 2 x 80
+    assert schedule(400, 6, 200) == Schedule(6, 120)
+    assert schedule(20, 100, 200) == Schedule(2, 10)
+    assert schedule(80, 100, 2) == Schedule(40, 2)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 150), st.integers(1, 24))
+def test_the_budget_is_never_passed(budget: int, rows: int) -> None:
+    asked: list[object] = []
+
+    def counts(messages: Sequence[Message]) -> str:
+        asked.append(messages)
+        return "parcel"
+
+    plan = find(counts, budget=budget, validation=HELD[:rows])
+    assert len(asked) == plan.answers <= budget
+    assert len(plan.tried) == len({name for name, _ in plan.tried})
+    if budget < 2:
+        assert (plan.name, plan.tried) == ("bare", ())
+        assert "a budget of" in plan.description
+
+
+@pytest.mark.parametrize("task", ["labels", "text"])
+def test_any_prompt_is_built_again_from_its_name_without_asking(task: str) -> None:
+    def never(messages: Sequence[Message]) -> str:
+        raise AssertionError
+
+    chosen = LABELS if task == "labels" else choose(["some text of it"] * 3, with_tools=False)
+    texts = ["Sort it.", "Look at the thing."]
+    plan = find(copies_the_last_example, budget=150, proposed=texts, chosen=chosen)
+    for name, _ in plan.tried:
+        again = find(never, known=name, validation=[], proposed=texts, chosen=chosen)
+        assert again.name == name
+        if name == plan.name:
+            assert [again.build(row) for row in HELD] == [plan.build(row) for row in HELD]
+
+
+def test_an_instruction_that_was_proposed_is_tried_and_found() -> None:
+    def obeys(messages: Sequence[Message]) -> str:
+        question = messages[-1].content or ""
+        magic = "Look at the thing." in (messages[0].content or "")
+        return next(thing for thing in THINGS if thing in question) if magic else "?"
+
+    plan = find(obeys, proposed=["Sort it.", "Look at the thing."])
+    assert "proposal 2" in plan.name
+    told = plan.build(HELD[0])[0].content or ""
+    # The user's own system message, the proposal, and the labels, which a proposal may not know.
+    assert told.startswith("You sort mail.\n\nLook at the thing.\n\nAnswer with exactly one")

@@ -15,7 +15,7 @@ CONTRACT = {
     *("schema", "run", "model", "data", "arms", "primary", "comparisons", "forgetting"),
     *("overfitting", "advice", "verdict", "cost", "timings"),
 }
-OURS = {"data_enough", "graders", "memorising", "noise", "parity"}
+OURS = {"data_enough", "external", "graders", "memorising", "noise", "parity"}
 
 
 def measured(name: str, right: int, rows: int = 40) -> Measured:
@@ -47,6 +47,15 @@ def found(**right: int) -> conclude.Findings:
 def test_every_pair_of_arms_is_compared_once_the_tuned_one_first() -> None:
     pairs = [(c.a, c.b) for c in found(base=4, classical=20, prompt=8, tuned=36).comparisons()]
     assert pairs == list(combinations(("tuned", "base", "prompt", "classical"), 2))
+
+
+def test_the_external_arm_is_compared_and_told_beside_the_others() -> None:
+    arms = found(external=38, base=4, tuned=30)
+    pairs = [(c.a, c.b) for c in arms.comparisons()]
+    assert pairs == [("tuned", "base"), ("tuned", "external"), ("base", "external")]
+    said = arms.verdict(arms.comparisons(), None)
+    assert said.ship
+    assert "0.95 for the external model (-0.20" in said.sentence
 
 
 def test_the_verdict_follows_the_rows_and_the_goal() -> None:
@@ -90,7 +99,8 @@ def test_the_report_has_the_keys_of_the_contract(made: Any) -> None:
     }
     assert [a["kind"] for a in report["arms"]] == ["base", "classical", "prompt", "tuned"]
     assert all(
-        set(a) == arm | ({"variants"} if a["kind"] == "prompt" else set()) for a in report["arms"]
+        set(a) == arm | ({"variants", "search"} if a["kind"] == "prompt" else set())
+        for a in report["arms"]
     )
     assert all(
         set(s) == {"value", "low", "high", "n"}

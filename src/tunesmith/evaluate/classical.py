@@ -28,6 +28,8 @@ from tunesmith.data.examples import Conversation
 from tunesmith.graders.choose import Task
 
 MOST_ROWS = 50_000
+MOST_COMPARED = 1000
+"""Rows that are compared each with each."""
 
 
 class Classical(ChatModel, Protocol):
@@ -114,6 +116,23 @@ class Neighbours:
         asked: Any = self._features.transform([question(messages)])
         likeness = (self._index @ asked.T).toarray()[:, 0]
         return [self.rows[i] for i in np.argsort(-likeness, kind="stable")[:count]]
+
+    def covering(self, count: int, seed: int) -> list[Conversation]:
+        """`count` rows to which all others are likest, the one that says most of them first.
+
+        Greedy maximisation of the facility location function (Lin and Bilmes 2011, ACL), on a
+        seeded sample of at most MOST_COMPARED rows.
+        """
+        total = len(self.rows)
+        some = random.Random(seed).sample(range(total), min(total, MOST_COMPARED))
+        likeness: Any = (self._index[some] @ self._index[some].T).toarray()
+        best, chosen = np.zeros(len(some)), list[int]()
+        while len(chosen) < min(count, len(some)):
+            gains = np.maximum(likeness - best[:, None], 0.0).sum(axis=0)
+            gains[chosen] = -1.0
+            chosen.append(int(gains.argmax()))
+            best = np.maximum(best, likeness[:, chosen[-1]])
+        return [self.rows[some[i]] for i in chosen]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ def verdict(
     task: Task,
     goal: float | None = None,
     noise: Noise | None = None,
+    external: Measured | None = None,
+    may_leave: bool = False,
 ) -> Verdict:
     """Ship it, or don't, in one sentence.
 
@@ -106,12 +108,15 @@ def verdict(
         others: the arms that could be used instead: prompting, the classical arm, retrieval.
         comparisons: every pair of arms on `metric`, in any direction.
         goal: value of `metric` to reach.
+        external: told beside the others; used instead where it does better and rows `may_leave`.
     """
-    tried = [*([base] if base else []), *others]
+    tried = [arm for arm in (base, *others, external) if arm is not None]
     facts = _facts(tuned, tried, comparisons, metric, task)
     if base is None:
         return Verdict(False, f"No verdict: {facts}, and the base was not measured.")
     gain = _difference(comparisons, tuned, base, metric)
+    if external is not None and may_leave and _leads(external, tuned, comparisons, metric, noise):
+        return Verdict(False, f"Use the external model instead: {facts}.")
     rivals = sorted(others, key=lambda arm: -arm.scores[metric].value)
     gained = _doubt(gain, noise) is None
     for arm in rivals:
@@ -160,6 +165,12 @@ def _difference(
     return compare(a, b, metric)
 
 
+def _leads(
+    a: Measured, b: Measured, comparisons: Sequence[Comparison], metric: str, noise: Noise | None
+) -> bool:
+    return _doubt(_difference(comparisons, a, b, metric), noise) is None
+
+
 def _doubt(gain: Comparison, noise: Noise | None) -> str | None:
     """Why the gain does not count, or None where it does."""
     if gain.high < 0:
@@ -197,6 +208,7 @@ def _name(kind: ArmKind, task: Task) -> str:
         "rag": "retrieval alone",
         "tuned": "tuned",
         "rag+tuned": "retrieval with a model tuned for it",
+        "external": "the external model",
     }[kind]
 
 

@@ -25,7 +25,7 @@ from tunesmith.evaluate import statistics
 from tunesmith.evaluate.statistics import Interval
 from tunesmith.graders.grader import Grader
 
-ArmKind = Literal["base", "classical", "prompt", "rag", "tuned", "rag+tuned"]
+ArmKind = Literal["base", "classical", "prompt", "rag", "tuned", "rag+tuned", "external"]
 Build = Callable[[Conversation], Sequence[Message]]
 """What is sent for a row."""
 Read = Callable[[Conversation, str], Awaitable["Answered"]]
@@ -73,7 +73,7 @@ class Sample:
     Attributes:
         id: FILE:LINE of the row, with #2, #3... where a file's line gave several rows.
         prompt: the last user turn.
-        seconds: wall time of the request.
+        seconds: wall time of the request; of an answer that was kept, that of the first time.
         cluster: the same for rows whose whole prompt is the same.
         cited: FILE:LINE of each passage that the answer cites.
         passages: the passages that the model was shown.
@@ -166,7 +166,7 @@ async def _answer_row(
     messages, reference = arm.build(row), answer_text(row.answer)
     start = time.perf_counter()
     completion = await arm.model.complete(messages, params, row.tools)
-    seconds = time.perf_counter() - start
+    seconds = completion.seconds if completion.kept else time.perf_counter() - start
     answered = Answered(written(completion))
     if arm.read is not None:
         answered = await arm.read(row, answered.text)

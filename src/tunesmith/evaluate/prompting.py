@@ -1,10 +1,11 @@
-"""What prompting alone reaches: a small search for a few-shot prompt on the validation split.
+"""What prompting alone reaches: a search for a prompt on the validation split, within a budget.
 
-Prompts differ in whether an instruction names the labels or the JSON's fields, in how many
-training rows they show, and in whether those are the same for all (computed once by an engine
-that shares prefixes) or the nearest to each row. The search is by successive halving (Jamieson and
-Talwalkar 2016, arXiv:1502.07943), in two rounds: all candidates answer a few rows, the best third
-answers more.
+Prompts differ in their instruction (the labels or the JSON's fields said in words, a schema, the
+form alone, thoughts before the answer, or what a stronger model proposes) and in how many training
+rows they show, which and in what order (`prompts.Design`). The search is by successive halving
+(Jamieson and Talwalkar 2016, arXiv:1502.07943), in two rounds: all candidates answer a few rows,
+the best third answers more. Its budget is a number of answers; as many designs as it bears are
+tried, in order of what they promise for their cost.
 It sees training and validation rows and nothing else.
 """
 
@@ -12,29 +13,36 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
-from tunesmith.chat import ChatModel, Message, SamplingParams, Tool, answer_text
+from tunesmith.chat import ChatModel, SamplingParams
 from tunesmith.data.examples import Conversation
-from tunesmith.evaluate.classical import MOST_ROWS, Neighbours, sample_rows
+from tunesmith.evaluate import statistics
+from tunesmith.evaluate.classical import MOST_ROWS, sample_rows
 from tunesmith.evaluate.evaluation import Arm, Build, Progress, Sample, answer, bare
-from tunesmith.graders import structured
+from tunesmith.evaluate.instructions import written
+from tunesmith.evaluate.prompts import PROPOSED, Count, Design, Maker, designs
 from tunesmith.graders.choose import Task
 from tunesmith.graders.grader import Grader
 from tunesmith.graders.text import chrf
 
-Count = Callable[[Sequence[Message], Sequence[Tool]], int]
-"""Tokens of a prompt with its function definitions, as the model's template renders them."""
-
-_MOST_CANDIDATES = 6
-_MOST_VALUES = 12
-_MOST_KEYS = 40
+BUDGET = 80
+"""Answers: six prompts on eight rows each, and the best two on sixteen more."""
 _ANSWER_ROOM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """How far the best prompt is before the second on the rows that both answered, with the 95 %
+    interval. It was chosen for this lead, which is therefore rather too large than too small."""
+
+    second: str
+    difference: float
+    low: float
+    high: float
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,46 +52,62 @@ class PromptPlan:
     Attributes:
         build: the messages for a row.
         tried: each candidate with its mean of the primary metric over the rows it answered.
-        left_out: candidates that were not tried, each with the reason.
+        left_out: candidates that were not tried, with the reason.
+        lead: None where fewer than two candidates were tried.
+        answers: how many the search asked for.
     """
 
     build: Build
     name: str
     description: str
-    tried: tuple[tuple[str, float], ...]
-    left_out: tuple[str, ...]
+    tried: tuple[tuple[str, float], ...] = ()
+    left_out: tuple[str, ...] = ()
+    lead: Lead | None = None
+    answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    instruct: bool
-    shots: int
-    pick: Literal["random", "nearest"]
+class Schedule:
+    """How many candidates are tried, and on how many rows the finalists are."""
+
+    candidates: int
+    rows: int
 
     @property
-    def name(self) -> str:
-        shown = f"{self.shots} {self.pick}" if self.shots else "no examples"
-        return f"{shown}, instruction" if self.instruct else shown
+    def rounds(self) -> list[tuple[int, int]]:
+        """Candidates and rows of each round: an engine takes as long for a few answers as for many,
+        so there are two."""
+        third = self.rows // 3
+        if not third or not self.candidates:
+            return [(self.candidates, self.rows)]
+        last = min(self.candidates, max(2, self.candidates // 3))
+        return [(self.candidates, third), (last, self.rows - third)]
+
+    @property
+    def answers(self) -> int:
+        """Answers of all rounds together."""
+        return sum(candidates * rows for candidates, rows in self.rounds)
 
 
-def _candidates(instruction: bool) -> list[_Candidate]:
-    """In order of what they promise for their cost; the first that fit are tried."""
-    order: list[tuple[bool, int, Literal["random", "nearest"]]] = [
-        (True, 0, "random"),
-        (True, 4, "nearest"),
-        (True, 4, "random"),
-        (False, 4, "nearest"),
-        (True, 8, "nearest"),
-        (False, 8, "nearest"),
-        (False, 2, "nearest"),
-        (False, 4, "random"),
-        (True, 2, "nearest"),
-        (False, 8, "random"),
-        (False, 2, "random"),
-        (True, 8, "random"),
-        (True, 2, "random"),
-    ]
-    return [_Candidate(*row) for row in order if instruction or not row[0]]
+def schedule(budget: int, candidates: int, rows: int, finalists: int = 24) -> Schedule:
+    """As many candidates as the budget bears; what it leaves then goes into more rows.
+
+    Args:
+        budget: most answers.
+        candidates: how many there are.
+        rows: how many there are.
+        finalists: rows for the last round, while candidates are left out; fewer where two
+            candidates would pass the budget.
+    """
+    usual = min(finalists, rows)
+    most = min(candidates, 2)
+    if Schedule(most, usual).answers > budget:
+        return Schedule(most, budget // max(1, most))
+    while most < candidates and Schedule(most + 1, usual).answers <= budget:
+        most += 1
+    while most == candidates and usual < rows and Schedule(most, usual + 1).answers <= budget:
+        usual += 1
+    return Schedule(most, usual)
 
 
 async def search(
@@ -98,127 +122,135 @@ async def search(
     count: Count,
     context: int,
     most_added: int = 1000,
-    rows: int = 24,
+    budget: int = BUDGET,
+    proposed: Sequence[str] = (),
     concurrency: int = 16,
     progress: Progress | None = None,
     seed: int = 0,
     known: str | None = None,
 ) -> PromptPlan:
-    """The best prompt of at most six candidates, by `primary` and then chrF, on validation rows.
+    """The best prompt that the budget can tell, by `primary` and then chrF, on validation rows.
 
     Args:
+        validation: in an order that says nothing: the first are answered.
         params: sampling settings as they will be used for the arm.
         count: tokens of a prompt; with `context`, the model's limit, it keeps prompts that fit.
         most_added: most tokens that instruction and examples may add to a row's own prompt.
-        rows: most validation rows that the finalists answer; a seeded sample.
+        budget: most answers that the model is asked for.
+        proposed: instructions from elsewhere, tried beside those that the training rows suggest.
         progress: told after every answer.
         known: name of the prompt that an earlier search found; it is built without asking.
     """
-    examples, _ = sample_rows(train, MOST_ROWS, seed)
-    held, _ = sample_rows(validation, rows, seed)
-    if not examples or not held:
-        why = "no training rows" if not examples else "no validation rows"
-        return PromptPlan(bare, "bare", f"the bare prompt: {why} to search with", (), ())
-    room = context - (params.max_tokens or _ANSWER_ROOM)
-    maker = _Maker(examples, instruction(examples, task), count, room, most_added, seed)
-    candidates, left_out = _that_fit(maker, held)
-    if not candidates:
-        reason = "the bare prompt: no example or instruction fits beside a row"
-        return PromptPlan(bare, "bare", reason, (), tuple(left_out))
-
-    again = next((candidate for candidate in candidates if candidate.name == known), None)
+    if not train or not (validation or known):
+        why = "no training rows" if not train else "no validation rows"
+        return PromptPlan(bare, "bare", f"the bare prompt: {why} to search with")
+    maker = _maker(
+        train, proposed, count, task=task, seed=seed,
+        context=context, most_added=most_added, answer_room=params.max_tokens or _ANSWER_ROOM,
+    )  # fmt: skip
+    offered = designs(list(maker.instructions), task)
+    again = next((design for design in offered if design.name == known), None)
     if again is not None:
-        return PromptPlan(maker.builder(again), again.name, again.name, (), tuple(left_out))
+        return PromptPlan(maker.builder(again), again.name, again.name)
+    candidates, left_out, plan = _affordable(maker, offered, validation, budget)
+    if not plan.answers:
+        reason = f"the bare prompt: a budget of {budget} answers leaves nothing to search with"
+        return PromptPlan(bare, "bare", reason, left_out=left_out)
 
     async def ask(
-        candidate: _Candidate, part: Sequence[Conversation], told: Progress | None
+        design: Design, rows: Sequence[Conversation], told: Progress
     ) -> tuple[Sample, ...]:
-        arm = Arm(candidate.name, "prompt", model, maker.builder(candidate))
+        arm = Arm(design.name, "prompt", model, maker.builder(design))
         return await answer(
-            arm, part, graders, params=params, concurrency=concurrency, progress=told
+            arm, rows, graders, params=params, concurrency=concurrency, progress=told
         )
 
-    ranked = await _halve(candidates, held, ask, primary, progress)
-    best = ranked[0][0]
-    description = (
-        f"{best.name}: the best of {len(candidates)} prompts on up to {len(held)} validation rows;"
-        f" fewer examples where they would add over {most_added:,} tokens to a row"
-    )
-    tried = tuple((candidate.name, score) for candidate, score in ranked)
-    return PromptPlan(maker.builder(best), best.name, description, tried, tuple(left_out))
+    ranked, samples = await _halve(candidates, validation, plan, ask, primary, progress)
+    best, lead = ranked[0], _lead(ranked, samples, primary, seed)
+    tried = tuple((design.name, _rank(samples[design.name], primary)[0]) for design in ranked)
+    told = _describe(best, plan, lead, most_added)
+    return PromptPlan(maker.builder(best), best.name, told, tried, left_out, lead, plan.answers)
 
 
-def _that_fit(maker: _Maker, held: Sequence[Conversation]) -> tuple[list[_Candidate], list[str]]:
-    """Candidates of which all fits for at least half of the rows; and those left out, with why."""
-    fitting: list[_Candidate] = []
-    left_out: list[str] = []
-    for candidate in _candidates(maker.instruction is not None):
-        if candidate.shots > len(maker.train):
-            left_out.append(f"{candidate.name}: only {len(maker.train)} training rows")
-        elif len(fitting) == _MOST_CANDIDATES:
-            left_out.append(f"{candidate.name}: {_MOST_CANDIDATES} candidates are enough")
-        elif sum(maker.fits(candidate, row) for row in held) < len(held) / 2:
-            left_out.append(
-                f"{candidate.name}: over {maker.most_added:,} tokens more, or over the context"
-            )
+def _maker(
+    train: Sequence[Conversation],
+    proposed: Sequence[str],
+    count: Count,
+    *,
+    task: Task,
+    context: int,
+    most_added: int,
+    answer_room: int,
+    seed: int,
+) -> Maker:
+    """Makes prompts with the instructions that the training rows suggest and those proposed."""
+    examples, _ = sample_rows(train, MOST_ROWS, seed)
+    said = written(examples, task, max_tokens=answer_room)
+    for number, text in enumerate(proposed, 1):
+        # A proposal saw some rows; what all answers have in common is said in any case.
+        parts = [text, said.get("instruction", "")]
+        said[f"{PROPOSED} {number}"] = "\n\n".join(filter(None, parts))
+    room = context - answer_room
+    return Maker(examples, said, count, task=task, room=room, most_added=most_added, seed=seed)
+
+
+def _affordable(
+    maker: Maker, offered: Sequence[Design], validation: Sequence[Conversation], budget: int
+) -> tuple[list[Design], tuple[str, ...], Schedule]:
+    """The first designs that fit, up to what the budget bears; what is left out, with the reason.
+
+    A design fits where all of it has room beside at least half of the rows.
+    """
+    most = schedule(budget, len(offered), len(validation)).candidates
+    rows = validation[:24]
+    chosen: list[Design] = []
+    reasons = Counter[str]()
+    for place, design in enumerate(offered):
+        if len(chosen) == most:
+            reasons[f"beyond the budget of {budget:,} answers"] = len(offered) - place
+            break
+        if design.shots > len(maker.train):
+            reasons[f"only {len(maker.train)} training rows to show"] += 1
+        elif sum(maker.fits(design, row) for row in rows) < len(rows) / 2:
+            reasons[f"over {maker.most_added:,} tokens more than the row, or over the context"] += 1
         else:
-            fitting.append(candidate)
-    return fitting, left_out
+            chosen.append(design)
+    left_out = tuple(f"{count} prompts: {reason}" for reason, count in reasons.items())
+    return chosen, left_out, schedule(budget, len(chosen), len(validation))
 
 
-_Ask = Callable[
-    [_Candidate, Sequence[Conversation], Progress | None], Awaitable[tuple[Sample, ...]]
-]
+_Ask = Callable[[Design, Sequence[Conversation], Progress], Awaitable[tuple[Sample, ...]]]
 
 
 async def _halve(
-    candidates: Sequence[_Candidate],
-    held: Sequence[Conversation],
+    candidates: Sequence[Design],
+    validation: Sequence[Conversation],
+    plan: Schedule,
     ask: _Ask,
     primary: str,
     progress: Progress | None,
-) -> list[tuple[_Candidate, float]]:
-    """All candidates with their mean score, best first: those that lasted longer stand before."""
-    third = len(held) // 3
-    going, out = list(candidates), list[_Candidate]()
+) -> tuple[list[Design], dict[str, list[Sample]]]:
+    """The candidates, best first, those that lasted longer before the others; and their answers."""
+    going, out = list(candidates[: plan.candidates]), list[Design]()
     samples: dict[str, list[Sample]] = defaultdict(list)
-    # Two rounds: an engine takes as long for a few answers as for many.
-    rounds = [part for part in (held[:third], held[third:]) if part]
-    total = _answers(len(going), [len(part) for part in rounds])
-    done = 0
-    for number, part in enumerate(rounds):
+    seen = itertools.count(1)
+
+    def tell(_done: int, _of: int) -> None:
+        if progress is not None:
+            progress(next(seen), plan.answers)
+
+    begin = 0
+    for number, rows in plan.rounds:
+        out = going[number:] + out
+        going = going[:number]
+        part = validation[begin : begin + rows]
+        begin += rows
         # All candidates at once: an engine decodes many rows in the time of one.
-        told = _counted(done, total, progress)
-        answers = await asyncio.gather(*(ask(candidate, part, told) for candidate in going))
-        done += len(part) * len(going)
-        for candidate, found in zip(going, answers, strict=True):
-            samples[candidate.name].extend(found)
-        going.sort(key=lambda candidate: _rank(samples[candidate.name], primary), reverse=True)
-        if number < len(rounds) - 1:
-            keep = _survivors(len(going))
-            going, out = going[:keep], going[keep:] + out
-    return [(candidate, _rank(samples[candidate.name], primary)[0]) for candidate in [*going, *out]]
-
-
-def _answers(candidates: int, sizes: Sequence[int]) -> int:
-    total = 0
-    for size in sizes:
-        total += candidates * size
-        candidates = _survivors(candidates)
-    return total
-
-
-def _survivors(candidates: int) -> int:
-    """Those that go on to the last round."""
-    return min(candidates, max(2, candidates // 3))
-
-
-def _counted(done: int, total: int, progress: Progress | None) -> Progress | None:
-    """Counts the answers of all candidates together."""
-    if progress is None:
-        return None
-    seen = itertools.count(done + 1)
-    return lambda _, __: progress(next(seen), total)
+        answers = await asyncio.gather(*(ask(design, part, tell) for design in going))
+        for design, found in zip(going, answers, strict=True):
+            samples[design.name].extend(found)
+        going.sort(key=lambda design: _rank(samples[design.name], primary), reverse=True)
+    return [*going, *out], samples
 
 
 def _rank(samples: Sequence[Sample], primary: str) -> tuple[float, float]:
@@ -228,107 +260,28 @@ def _rank(samples: Sequence[Sample], primary: str) -> tuple[float, float]:
     return score, likeness
 
 
-class _Maker:
-    """Builds prompts: instruction, examples, then the row, as much of it as fits."""
-
-    def __init__(
-        self,
-        train: Sequence[Conversation],
-        told: str | None,
-        count: Count,
-        room: int,
-        most_added: int,
-        seed: int,
-    ) -> None:
-        self.train, self.instruction, self.most_added = train, told, most_added
-        self._count, self._room = count, room
-        self._fixed = random.Random(seed).sample(train, min(len(train), 16))
-        self._neighbours = Neighbours(train)
-
-    def builder(self, candidate: _Candidate) -> Build:
-        """What is sent for a row: as many of the candidate's examples as fit."""
-
-        def build(row: Conversation) -> Sequence[Message]:
-            shown = self._shown(candidate, row)
-            for shots in range(len(shown), -1, -1):
-                messages = self._messages(candidate, shown[:shots], row)
-                if self._fits(messages, row):
-                    return messages
-            return row.prompt
-
-        return build
-
-    def fits(self, candidate: _Candidate, row: Conversation) -> bool:
-        """Whether the row has room for the instruction and every example."""
-        return self._fits(self._messages(candidate, self._shown(candidate, row), row), row)
-
-    def _fits(self, messages: Sequence[Message], row: Conversation) -> bool:
-        tokens = self._count(messages, row.tools)
-        added = tokens - self._count(row.prompt, row.tools)
-        return tokens <= self._room and added <= self.most_added
-
-    def _shown(self, candidate: _Candidate, row: Conversation) -> list[Conversation]:
-        # One more than needed, because a training row is never shown to itself.
-        wanted = candidate.shots + 1 if candidate.shots else 0
-        if candidate.pick == "nearest":
-            found = self._neighbours.nearest(row.prompt, wanted)
-        else:
-            found = self._fixed[:wanted]
-        others = [example for example in found if example.source != row.source]
-        return others[: candidate.shots]
-
-    def _messages(
-        self, candidate: _Candidate, shown: Sequence[Conversation], row: Conversation
-    ) -> list[Message]:
-        system = [message for message in row.prompt[:1] if message.role == "system"]
-        turns = row.prompt[len(system) :]
-        if candidate.instruct and self.instruction is not None:
-            said = [message.content for message in system if message.content]
-            system = [Message("system", "\n\n".join([*said, self.instruction]))]
-        # The nearest example stands last, next to the row.
-        order = reversed(shown) if candidate.pick == "nearest" else shown
-        examples = [
-            message for example in order for message in example.messages if message.role != "system"
-        ]
-        if examples and candidate.pick == "random":
-            examples[-1] = replace(examples[-1], cache=True)
-        return [*system, *examples, *turns]
-
-
-def instruction(train: Sequence[Conversation], task: Task) -> str | None:
-    """What the training answers have in common, said in words: the labels, or the JSON's fields."""
-    answers = [answer_text(row.answer).strip() for row in train]
-    if task == "labels":
-        labels = "\n".join(sorted(set(answers)))
-        return f"Answer with exactly one of these labels and nothing else:\n{labels}"
-    if task != "json":
+def _lead(
+    ranked: Sequence[Design], samples: dict[str, list[Sample]], primary: str, seed: int
+) -> Lead | None:
+    if len(ranked) < 2:
         return None
-    values = [structured.load(text) for text in answers]
-    objects = [value for value in values if isinstance(value, dict)]
-    if 2 * len(objects) < len(values):
-        return "Answer with one JSON array and nothing else."
-    keys = Counter(str(key) for value in objects for key in value)
-    lines = [
-        f"- {key}{'' if seen == len(objects) else ' (optional)'}: "
-        + _kind([value[key] for value in objects if key in value])
-        for key, seen in keys.most_common(_MOST_KEYS)
-    ]
-    return "\n".join(["Answer with one JSON object and nothing else. Its fields:", *lines])
+    first, second = (samples[design.name] for design in ranked[:2])
+    found = statistics.paired(
+        [sample.scores.get(primary, 0.0) for sample in first],
+        [sample.scores.get(primary, 0.0) for sample in second],
+        [sample.cluster for sample in first],
+        seed,
+    )
+    return Lead(ranked[1].name, found.value, found.low, found.high, found.n)
 
 
-def _kind(values: Sequence[object]) -> str:
-    """`"a" or "b"` where few values recur, else the JSON types, with an object's keys."""
-    plain = [json.dumps(value, ensure_ascii=False, sort_keys=True) for value in values]
-    scalar = not any(isinstance(value, dict | list) for value in values)
-    if scalar and len(set(plain)) <= min(_MOST_VALUES, max(1, len(plain) // 4)):
-        return " or ".join(sorted(set(plain)))
-    inner = Counter(str(key) for value in values if isinstance(value, dict) for key in value)
-    names = sorted({_type(value) for value in values})
-    listed = ", ".join(key for key, _ in inner.most_common(_MOST_KEYS))
-    return " or ".join(names) + (f" with any of {listed}" if inner else "")
-
-
-def _type(value: object) -> str:
-    kinds = ((bool, "boolean"), (int | float, "number"), (str, "string"), (list, "array"))
-    named = next((name for kind, name in kinds if isinstance(value, kind)), "object")
-    return "null" if value is None else named
+def _describe(best: Design, plan: Schedule, lead: Lead | None, most_added: int) -> str:
+    ahead = ""
+    if lead is not None:
+        span = f"95 % {lead.low:+.2f} to {lead.high:+.2f}"
+        ahead = f"; {lead.difference:+.2f} ({span}) against {lead.second}"
+    return (
+        f"{best.name}: the best of {plan.candidates} prompts on up to {plan.rows} validation rows, "
+        f"in {plan.answers} answers{ahead}; fewer examples where they would add over "
+        f"{most_added:,} tokens to a row"
+    )

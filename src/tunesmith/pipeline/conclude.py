@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +14,7 @@ from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, v
 from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
-from tunesmith.pipeline import forget
+from tunesmith.pipeline import external, forget
 from tunesmith.pipeline.advice import entry
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
@@ -34,27 +34,36 @@ class Findings:
     details: Mapping[str, Mapping[str, Any]]
     """What else is known of an arm, by its name: the variants tried, how well it retrieves."""
     advice: Advice
+    external: Mapping[str, Any] = field(default_factory=lambda: _missing("no endpoint was named"))
 
     def comparisons(self) -> list[Comparison]:
         """Every pair of arms on the primary metric, the tuned one first."""
-        order = ("tuned", "rag+tuned", "base", "prompt", "classical", "rag")
+        order = ("tuned", "rag+tuned", "base", "prompt", "classical", "rag", "external")
         ranked = sorted(self.arms.values(), key=lambda arm: order.index(arm.arm))
         return [compare(a, b, self.chosen.primary) for a, b in combinations(ranked, 2)]
 
-    def verdict(self, comparisons: Sequence[Comparison], goal: float | None) -> Verdict:
-        """Ship it or not; without a tuned arm there is nothing to ship."""
+    def verdict(
+        self, comparisons: Sequence[Comparison], goal: float | None, *, may_leave: bool
+    ) -> Verdict:
+        """Ship it or not; without a tuned arm there is nothing to ship.
+
+        Args:
+            may_leave: rows may be sent to the external model.
+        """
         tuned = self.arms.get("tuned")
         if tuned is None:
             return Verdict(False, "Nothing to ship: the tuned model was not among the arms.")
         return verdict(
             tuned,
             self.arms.get("base"),
-            [arm for name, arm in self.arms.items() if name not in ("tuned", "base")],
+            [arm for name, arm in self.arms.items() if name not in ("tuned", "base", "external")],
             comparisons,
             metric=self.chosen.primary,
             task=self.chosen.task,
             goal=goal,
             noise=self.noise,
+            external=self.arms.get("external"),
+            may_leave=may_leave,
         )
 
 
@@ -70,7 +79,9 @@ def build(
     comparisons = found.comparisons()
     cost, budget = forget.parts(folder, found.arms), recipe.forgetting
     reason = forgetting.over_budget(cost["forgetting"], budget.max_kl, budget.max_loss)
-    said = forgetting.held_to(found.verdict(comparisons, recipe.evaluate.goal), reason)
+    leave = recipe.facts.data_may_leave == "yes"
+    shipped = found.verdict(comparisons, recipe.evaluate.goal, may_leave=leave)
+    said = forgetting.held_to(shipped, reason)
     events = folder.events()
     ledger = folder.read_json("ledger.json")
     noise = asdict(found.noise) if found.noise else _missing("the base was not among the arms")
@@ -85,7 +96,7 @@ def build(
             "truncated_rows": 0,
         },
         "arms": [
-            arm_entry(measured, found.details.get(name, {}))
+            external.priced(arm_entry(measured, found.details.get(name, {})), recipe.external)
             for name, measured in found.arms.items()
         ],
         "primary": found.chosen.primary,
@@ -96,6 +107,7 @@ def build(
         **cost,
         "overfitting": overfitting(events),
         "advice": entry(found.advice),
+        "external": dict(found.external),
         "verdict": {"ship": said.ship, "sentence": said.sentence},
         "cost": _cost(events),
         "timings": {},

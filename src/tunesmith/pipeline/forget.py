@@ -243,9 +243,10 @@ def _tested(folder: RunFolder, arm: Measured) -> list[Written]:
     """The arm's answers to the test rows; a row's whole prompt and its reference may be repeated."""
     rows = demonstrations(read_jsonl(folder.data / "test.jsonl"))
     rows = rows or demonstrations(read_jsonl(folder.data / "validation.jsonl"))
+    asked = dict(zip(row_ids(rows), map(_asked, rows), strict=True))
     return [
-        Written(sample.id, sample.output, f"{_asked(row)}\n{sample.reference}")
-        for sample, row in zip(arm.samples, rows, strict=False)
+        Written(sample.id, sample.output, f"{asked.get(sample.id, sample.prompt)}\n{sample.reference}")
+        for sample in arm.samples
     ]
 
 

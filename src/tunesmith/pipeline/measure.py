@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.chat import SamplingParams, answer_text
+from tunesmith.chat import ChatModel, SamplingParams, answer_text
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import EngineError
 from tunesmith.evaluate import classical, prompting
@@ -75,6 +76,7 @@ class Bench:
     max_tokens: int
     seed: int
     told: Told
+    prompt_budget: int = prompting.BUDGET
 
     @property
     def params(self) -> SamplingParams:
@@ -94,11 +96,22 @@ class Bench:
         )
 
     async def find_prompt(
-        self, validation: Sequence[Conversation], *, known: str | None = None
+        self,
+        validation: Sequence[Conversation],
+        *,
+        texts: Sequence[str] = (),
+        known: str | None = None,
+        model: ChatModel | None = None,
     ) -> prompting.PromptPlan:
-        """The best prompt that validation rows can tell, or the one known by its name."""
+        """The best prompt that validation rows can tell, or the one known by its name.
+
+        Args:
+            texts: instructions that were proposed.
+            model: who answers; the base unless told otherwise.
+        """
+        what = "prompt search" if model is None else "prompt search, external"
         return await prompting.search(
-            self.engine.chat(),
+            model or self.engine.chat(),
             self.train,
             validation,
             self.chosen.graders,
@@ -108,9 +121,11 @@ class Bench:
             count=lambda messages, tools: len(self.template.prompt(messages, tools).ids),
             context=self.template.context,
             concurrency=CONCURRENCY,
-            progress=lambda done, total: self.told("prompt search", done, total),
+            progress=lambda done, total: self.told(what, done, total),
             seed=self.seed,
             known=known,
+            budget=self.prompt_budget,
+            proposed=texts,
         )
 
     def arm(self, kind: str, *, build: Build | None, tuned: str) -> Arm:
@@ -201,6 +216,21 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     if not sample.passages:
         del row["cited"], row["passages"]
     return row
+
+
+def search_entry(plan: prompting.PromptPlan) -> dict[str, Any]:
+    """How a prompt was found, for report.json."""
+    return {
+        "found": plan.description,
+        "answers": plan.answers,
+        "lead": None if plan.lead is None else asdict(plan.lead),
+        "left_out": list(plan.left_out),
+    }
+
+
+def shuffled(rows: Sequence[Conversation], seed: int) -> list[Conversation]:
+    """The rows in a seeded order, so that the first stand for all: a file may be sorted."""
+    return random.Random(seed).sample(rows, len(rows))
 
 
 def arm_entry(measured: Measured, more: Mapping[str, Any] = {}) -> dict[str, Any]:

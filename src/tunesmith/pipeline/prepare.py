@@ -374,6 +374,9 @@ def run_key(recipe: Recipe, prepared: Prepared, model: ModelSpec, template: Chat
     asked: Mapping[str, Any] = recipe.model_dump(mode="json")
     for name in ("files", "docs"):
         asked["data"].pop(name)
+    for section in asked.values():
+        # More may be spent on a run that has stopped for it.
+        (section or {}).pop("budget_usd", None)
     said = json.dumps(asked, sort_keys=True)
     parts = [said, prepared.key, model.weights_hash, template.fingerprint]
     parts += [prepared.documents.key] if prepared.documents else []

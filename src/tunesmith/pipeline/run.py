@@ -23,7 +23,17 @@ from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
 from tunesmith.pipeline import advice as advising
-from tunesmith.pipeline import conclude, curve, forget, learn, machine, measure, prepare, retrieve
+from tunesmith.pipeline import (
+    conclude,
+    curve,
+    external,
+    forget,
+    learn,
+    machine,
+    measure,
+    prepare,
+    retrieve,
+)
 from tunesmith.pipeline import cost as costing
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
@@ -143,7 +153,7 @@ def open_run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str) 
                 expected="an empty folder, or the same command",
                 remedy="Give another --out.",
             )
-        recipe = recipes.read(folder.recipe)
+        recipe = recipes.with_budgets(recipes.read(folder.recipe), recipe)
     else:
         _ours(folder)
         recipe = begin(recipe, folder, model, template, prepared, screen, key)
@@ -212,7 +222,8 @@ def compare(run: Run) -> None:
     run.report["data_enough"] = curve.data_enough(
         run.folder, run.recipe, found.arms, found.chosen.primary
     )
-    costing.into(run.report, run.folder, run.recipe, found.arms)
+    theirs = run.recipe.external.model if run.recipe.external else None
+    costing.into(run.report, run.folder, run.recipe, found.arms, external=theirs)
 
 
 Step = tuple[str, Callable[[Run], None]]
@@ -301,16 +312,23 @@ def _bench(run: Run, engine: engines.Engine | engines.Engines) -> Bench:
         chosen=measure.pick_graders(rows, run.recipe.evaluate.graders),
         max_tokens=int(run.recipe.evaluate.max_tokens),
         seed=run.recipe.train.seed,
+        prompt_budget=run.recipe.evaluate.prompt_budget,
         told=lambda what, done, total: run.screen.progress(what, done, total),
     )
 
 
 async def _explore(run: Run) -> dict[str, Any]:
-    held = run.rows("validation")[: measure.EXPLORE_ROWS]
+    validation = measure.shuffled(run.rows("validation"), run.recipe.train.seed)
+    held = validation[: measure.EXPLORE_ROWS]
     wanted = run.recipe.arms
     async with _engines(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
+        made = await external.proposals(run.recipe, bench, run.screen)
+        tests, texts = run.prepared.counts()["test"], made["texts"]
+        theirs = await external.explore(run.recipe, bench, validation, tests, texts, run.screen)
+        if "prompt" in wanted:
+            run.screen.say(f"prompt search: at most {bench.prompt_budget:,} answers")
         bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
 
         async def answers(kind: str, build: Build | None = None) -> list[dict[str, Any]]:
@@ -319,7 +337,8 @@ async def _explore(run: Run) -> dict[str, Any]:
             return advising.answers(measured, bench.chosen.primary)
 
         async def prompt() -> PromptPlan | None:
-            return await bench.find_prompt(held) if "prompt" in wanted else None
+            found = "prompt" in wanted
+            return await bench.find_prompt(validation, texts=texts) if found else None
 
         kinds = [kind for kind in ("base", "classical") if kind in wanted and held]
         # At once: an engine takes as long for a few answers as for many.
@@ -330,8 +349,10 @@ async def _explore(run: Run) -> dict[str, Any]:
             rows = {kind: await answers(kind) for kind in kinds}
             plan = await search
             settled = await look
-        if plan is not None and plan.tried:
-            rows["prompt"] = await answers("prompt", plan.build)
+        if plan is not None:
+            run.screen.say(f"prompt search: {plan.description}")
+            if plan.tried:
+                rows["prompt"] = await answers("prompt", plan.build)
         if settled is not None:
             looked_up = settled.pop("rows")
             rows |= {"rag": looked_up} if "rag" in wanted else {}
@@ -339,9 +360,10 @@ async def _explore(run: Run) -> dict[str, Any]:
     return {
         "rows": rows,
         "prompt": None if plan is None else plan.name,
-        "description": None if plan is None else plan.description,
         "tried": [] if plan is None else [list(pair) for pair in plan.tried],
-        "left_out": [] if plan is None else list(plan.left_out),
+        "search": None if plan is None else measure.search_entry(plan),
+        "proposals": made,
+        "external": theirs,
         "rag": settled,
         "advice": advising.entry(advice),
     }
@@ -363,16 +385,16 @@ def _advice(run: Run, bench: Bench, rows: advising.Answers) -> Advice:
 async def _compare(run: Run) -> conclude.Findings:
     explored = run.folder.read_json("explore.json")
     held = run.rows("validation")
-    rows = (run.rows("test") or held)[: run.recipe.evaluate.limit]
+    seed = run.recipe.train.seed
+    rows = measure.shuffled(run.rows("test") or held, seed)[: run.recipe.evaluate.limit]
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(_engines(run, tuned=True))
         parity = await measure.check_parity(
             engine, run.tuned, run.folder.path / "parity.json", held or run.rows("train")
         )
         bench = _bench(run, engine)
-        arms = await _arms(run, bench, explored["prompt"])
-        variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
-        details: dict[str, dict[str, Any]] = {"prompt": {"variants": variants}} if variants else {}
+        arms = await _arms(run, bench, explored)
+        details = _prompt_details(explored)
         if (settled := explored["rag"]) is not None:
             opening = retrieve.opened(run, settled, bench.chosen)
             library = await stack.enter_async_context(opening)
@@ -382,32 +404,49 @@ async def _compare(run: Run) -> conclude.Findings:
         measured: dict[str, Measured] = {}
         for arm in arms:
             measured[arm.name] = await bench.run(arm, rows, measure.CONCURRENCY)
-            lines = [measure.sample_row(sample) for sample in measured[arm.name].samples]
-            run.folder.write_lines(f"samples/{arm.name}.jsonl", lines)
+            _write_samples(run, measured[arm.name])
+        theirs, about = await external.compare(run.recipe, bench, explored, rows)
+        if theirs is not None:
+            measured[theirs.arm] = theirs
+            _write_samples(run, theirs)
         # At once: nobody's latency is reported any more.
         bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
-            advice = await _final_advice(run, bench, held, arms)
+            some = measure.shuffled(held, seed)[:ADVICE_ROWS]
+            advice = await _final_advice(run, bench, some, arms)
             noise = await again
-    return conclude.Findings(measured, bench.chosen, noise, parity, details, advice)
+    return conclude.Findings(measured, bench.chosen, noise, parity, details, advice, about)
 
 
-async def _arms(run: Run, bench: Bench, prompt: str | None) -> list[Arm]:
-    build = None
+def _prompt_details(explored: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if explored["search"] is None:
+        return {}
+    variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
+    search = {**explored["search"], "proposals": explored["proposals"]}
+    return {"prompt": {"variants": variants, "search": search}}
+
+
+def _write_samples(run: Run, measured: Measured) -> None:
+    lines = [measure.sample_row(sample) for sample in measured.samples]
+    run.folder.write_lines(f"samples/{measured.arm}.jsonl", lines)
+
+
+async def _arms(run: Run, bench: Bench, explored: dict[str, Any]) -> list[Arm]:
+    build, prompt = None, explored["prompt"]
     if prompt is not None:
-        build = (await bench.find_prompt(run.rows("validation"), known=prompt)).build
+        texts = explored["proposals"]["texts"]
+        build = (await bench.find_prompt((), texts=texts, known=prompt)).build
     return [
         bench.arm(kind, build=build, tuned=run.tuned)
         for kind in run.recipe.arms
-        if kind not in RETRIEVING and (kind != "prompt" or build is not None)
+        if kind not in (*RETRIEVING, "external") and (kind != "prompt" or build is not None)
     ]
 
 
 async def _final_advice(
-    run: Run, bench: Bench, held: Sequence[Conversation], arms: Sequence[Arm]
+    run: Run, bench: Bench, some: Sequence[Conversation], arms: Sequence[Arm]
 ) -> Advice:
     """The advice once more, from more validation rows, with the tuned arms among the others."""
-    some = held[:ADVICE_ROWS]
     rows: dict[str, list[dict[str, Any]]] = {}
     for arm in arms if some else ():
         measured = await bench.run(arm, some, measure.CONCURRENCY)
