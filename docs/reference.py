@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import sections
 from tunesmith.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -42,12 +42,12 @@ def recipe() -> str:
         "# The recipe\n",
         "A run as YAML; every key has a default. `--set section.key=value` overrules one.\n",
     ]
-    for section, field in Recipe.model_fields.items():
-        model = type(field.default)
+    for section, model in sections().items():
         parts.append(f"## {section}\n\n| key | default | |\n|---|---|---|")
         for key, inner in model.model_fields.items():
-            default = inner.get_default(call_default_factory=True)
-            parts.append(f"| `{section}.{key}` | `{default}` | {inner.description} |")
+            default = f"`{inner.get_default(call_default_factory=True)}`"
+            shown = "required" if inner.is_required() else default
+            parts.append(f"| `{section}.{key}` | {shown} | {inner.description} |")
         parts.append("")
     return "\n".join(parts)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from tunesmith import recipe
 from tunesmith.errors import UsageError
 from tunesmith.recipe import CPT, SFT, Recipe
 
+NAMED: dict[str, Any] = {
+    "base_url": "https://there/v1",
+    "model": "large",
+    "key_env": "THEIR_KEY",
+    "usd_per_1m_in": 0.5,
+    "usd_per_1m_out": 1.5,
+    "budget_usd": 2.0,
+}
+"""An endpoint: its section is absent by default, and the server and the model are required."""
 CHANGED: dict[str, Any] = {
     "model.name": "owner/model",
     "model.revision": "abc",
@@ -55,7 +65,13 @@ CHANGED: dict[str, Any] = {
     "evaluate.limit": 5,
     "evaluate.goal": 0.8,
     "evaluate.max_tokens": 32,
+    "evaluate.prompt_budget": 10,
     "serve.suffix": "desk",
+    **{
+        f"{section}.{key}": value
+        for section in ("external", "proposer")
+        for key, value in NAMED.items()
+    },
 }
 ONE_VALUE = {"serve.engine"}
 """Keys with a single value so far."""
@@ -77,15 +93,18 @@ def test_trap_31_every_key_is_in_force_in_the_file(tmp_path: Path) -> None:
     for key, value in CHANGED.items():
         section, _, name = key.partition(".")
         assert written[section][name] == value
-        assert getattr(getattr(Recipe(), section), name) != getattr(getattr(changed, section), name)
+        usual = getattr(getattr(Recipe(), section), name, None)
+        assert usual != getattr(getattr(changed, section), name)
 
 
 @pytest.mark.parametrize("key", sorted(CHANGED))
 def test_every_key_can_be_set_from_the_command_line(key: str) -> None:
-    value = yaml.safe_dump(CHANGED[key], default_flow_style=True).removesuffix("\n...\n")
-    assert recipe.read(None, [f"{key}={value}"]) == recipe.with_values(
-        Recipe(), {key: CHANGED[key]}
-    )
+    section = key.split(".")[0]
+    absent = getattr(Recipe(), section) is None
+    beside = {f"{section}.{name}": value for name, value in NAMED.items()} if absent else {}
+    values = {**beside, key: CHANGED[key]}
+    settings = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    assert recipe.read(None, settings) == recipe.with_values(Recipe(), values)
 
 
 # PyYAML writes U+0085, a line break to YAML, as it is.
@@ -115,6 +134,11 @@ def test_any_value_goes_out_and_comes_back(rate: float, seed: int, name: str) ->
         ({"method": {"adapter": "full"}, "model": {"dtype": "nf4"}}, r"model\.dtype=nf4: use qlora"),
         ({"method": {"adapter": "qlora"}, "train": {"sharding": "full"}}, r"full with 4-bit weights"),
         ({"serve": {"suffix": "Not Good"}}, r"serve\.suffix is 'Not Good'"),
+        ({"external": {"model": "m"}}, r"has no external\.base_url\. Type --set external\.base_url="),
+        ({"external": {**NAMED, "usd_per_1m_in": None}}, r"budget_usd without usd_per_1m_in and"),
+        ({"external": {**NAMED, "base_url": "there"}}, r"give it as in https://"),
+        ({"external": {**NAMED, "nmae": 1}}, r"external\.nmae is not known; expected one of external"),
+        ({"evaluate": {"arms": ["external"]}}, r"give external\.base_url"),
     ],
 )  # fmt: skip
 def test_trap_31_what_is_not_known_is_refused(tree: dict[str, Any], said: str) -> None:
@@ -164,8 +188,8 @@ def test_a_recipe_does_not_change() -> None:
 
 
 def test_every_key_is_explained() -> None:
-    for section in [*vars(Recipe()).values(), CPT()]:
-        for name, field in type(section).model_fields.items():
+    for section in [*recipe.sections().values(), CPT]:
+        for name, field in section.model_fields.items():
             assert field.description, name
 
 
@@ -175,3 +199,32 @@ def test_pre_training_reads_text_and_shares_the_settings_of_the_adapter() -> Non
     assert set(CPT.model_fields) == set(SFT.model_fields)
     assert recipe.read().reading == recipe.read().data
     assert recipe.read(None, ["data.format=text"]).method == SFT()
+
+
+@pytest.mark.parametrize("secret", ["sk-proj-abc123", "abcdef0123456789", "Sk_live_1"])
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(secret: str) -> None:
+    with pytest.raises(UsageError, match="never the key itself") as refused:
+        recipe.parse({"external": {**NAMED, "key_env": secret}})
+    assert secret not in str(refused.value)
+    with pytest.raises(UsageError, match="base_url that is none") as refused:
+        recipe.parse({"external": {**NAMED, "base_url": f"https://me:{secret}@there/v1"}})
+    assert secret not in str(refused.value)
+
+
+def test_a_named_endpoint_takes_part_and_can_be_taken_out_again() -> None:
+    named = recipe.with_values(Recipe(), {"external": NAMED})
+    assert named.external is not None
+    assert (named.external.base_url, named.arms[-1]) == ("https://there/v1", "external")
+    assert recipe.with_values(named, {"evaluate.arms": ["external"]}).arms == ("external",)
+    assert recipe.with_values(named, {"external": None}).arms == Recipe().evaluate.arms
+    assert recipe.parse({"external": {**NAMED, "base_url": "http://there/v1/"}}) == recipe.parse(
+        {"external": {**NAMED, "base_url": "http://there/v1"}}
+    )
+
+
+def test_the_budget_of_a_recipe_can_be_raised_and_nothing_else() -> None:
+    kept = recipe.with_values(Recipe(), {"external": NAMED})
+    other = {"external.budget_usd": 9.0, "external.model": "x", "train.seed": 5}
+    raised = recipe.with_budgets(kept, recipe.with_values(kept, other))
+    assert raised == recipe.with_values(kept, {"external.budget_usd": 9.0})
+    assert recipe.with_budgets(kept, Recipe()) == kept

@@ -7,9 +7,11 @@ Unknown keys are refused. `auto` is resolved before the first step and written b
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -19,6 +21,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -185,13 +188,13 @@ class TrainSection(_Section):
 class EvaluateSection(_Section):
     """What is measured, and by what."""
 
-    arms: tuple[Literal["base", "classical", "prompt", "tuned"], ...] = (
+    arms: tuple[Literal["base", "classical", "prompt", "external", "tuned"], ...] = (
         "base",
         "classical",
         "prompt",
         "tuned",
     )
-    """What is measured side by side."""
+    """What is measured side by side; `external` joins them where its endpoint is named."""
     graders: tuple[str, ...] = ()
     """Names of graders, or FILE.py:FUNCTION; empty picks them from the data."""
     limit: int = Field(default=400, ge=1)
@@ -200,6 +203,51 @@ class EvaluateSection(_Section):
     """Value of the primary metric to reach; the verdict answers to it."""
     max_tokens: int | Auto = "auto"
     """Longest answer; `auto` is the longest reference with room to spare."""
+    prompt_budget: int = Field(default=80, ge=0)
+    """Most answers that the search for a prompt may ask a model for; 0 keeps the bare prompt."""
+
+
+class Endpoint(_Section):
+    """A model on an OpenAI-compatible server; rows are sent to it."""
+
+    base_url: str
+    """Where the server's API begins, as in https://api.openai.com/v1."""
+    model: str = Field(min_length=1)
+    """The name that the server knows the model by."""
+    key_env: str | None = None
+    """NAME of the environment variable that holds the key, as in OPENAI_API_KEY; the key itself is
+    written nowhere, and without a name none is sent."""
+    usd_per_1m_in: float | None = Field(default=None, ge=0)
+    """US$ for a million tokens that are sent; without it what an answer costs is not known."""
+    usd_per_1m_out: float | None = Field(default=None, ge=0)
+    """US$ for a million tokens that the server writes."""
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Most that the answers of one run may cost, those kept from earlier ones included."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            # Whatever a person has put into it, a password too, is not repeated.
+            raise ValueError("a base_url that is none: give it as in https://api.openai.com/v1")
+        return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name):
+            raise ValueError(
+                "a key_env that is no NAME of an environment variable: give that, as in "
+                "OPENAI_API_KEY, never the key itself"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        if self.budget_usd is not None and None in (self.usd_per_1m_in, self.usd_per_1m_out):
+            raise ValueError("budget_usd without usd_per_1m_in and usd_per_1m_out: give the prices")
+        return self
 
 
 class ServeSection(_Section):
@@ -220,6 +268,10 @@ class Recipe(_Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     serve: ServeSection = ServeSection()
+    external: Endpoint | None = None
+    """A model that the tuned one is held against; `--set external.base_url=...` names it."""
+    proposer: Endpoint | None = None
+    """A model that proposes instructions to the search for a prompt, from training rows."""
 
     @model_validator(mode="after")
     def _four_bits(self) -> Recipe:
@@ -229,6 +281,18 @@ class Recipe(_Section):
         if self.train.sharding == "full" and four_bits:
             raise ValueError("train.sharding=full with 4-bit weights: use method.adapter=lora")
         return self
+
+    @model_validator(mode="after")
+    def _named(self) -> Recipe:
+        if "external" in self.evaluate.arms and self.external is None:
+            raise ValueError("external among evaluate.arms, but not where: give external.base_url")
+        return self
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of a run: an endpoint that is named takes part."""
+        named = self.external is not None and "external" not in self.evaluate.arms
+        return (*self.evaluate.arms, "external") if named else self.evaluate.arms
 
     @property
     def reading(self) -> DataSection:
@@ -293,6 +357,10 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         # Behind `method` stands its type, and what follows a key says which part of a union failed:
         # neither is a word of the recipe.
         key = ".".join([section, *rest[section == "method" :][:1]])
+        if first["type"] == "missing":
+            raise UsageError(
+                f"the recipe has no {key}", remedy=f"Type --set {key}=..., or leave {section} out."
+            ) from None
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, [*Recipe.model_fields, *keys()], n=1, cutoff=0.5)
             raise UsageError(
@@ -320,8 +388,25 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def keys() -> list[str]:
     """Every dotted key that a recipe knows."""
-    tree = Recipe().model_dump()
-    return [f"{section}.{key}" for section, values in tree.items() for key in values]
+    return [f"{name}.{key}" for name, section in sections().items() for key in section.model_fields]
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The sections of a recipe and the class of each, also of one that is absent by default."""
+    return {
+        name: get_args(field.annotation)[0] if field.default is None else type(field.default)
+        for name, field in Recipe.model_fields.items()
+    }
+
+
+def with_budgets(recipe: Recipe, asked: Recipe) -> Recipe:
+    """The recipe with the budgets of `asked`: more may be spent on a run that has stopped for it."""
+    changed = {
+        f"{name}.budget_usd": getattr(asked, name).budget_usd
+        for name, section in sections().items()
+        if section is Endpoint and None not in (getattr(recipe, name), getattr(asked, name))
+    }
+    return with_values(recipe, changed)
 
 
 def _siblings(key: str) -> list[str]:
@@ -332,7 +417,9 @@ def _siblings(key: str) -> list[str]:
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any, said: str) -> None:
     for part in path[:-1]:
-        child = tree.setdefault(part, {})
+        child = tree.get(part)
+        if child is None:
+            child = tree[part] = {}
         if not isinstance(child, dict):
             raise UsageError(f"--set {said}: {part} is not a section", expected="section.key=value")
         tree = child
