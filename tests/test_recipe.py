@@ -69,9 +69,11 @@ CHANGED: dict[str, Any] = {
     "serve.suffix": "desk",
     **{
         f"{section}.{key}": value
-        for section in ("external", "proposer")
+        for section in ("external", "proposer", "judge")
         for key, value in NAMED.items()
     },
+    "judge.rubric": "The shorter one.",
+    "judge.rows": 7,
 }
 ONE_VALUE = {"serve.engine"}
 """Keys with a single value so far."""

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tunesmith.cli_keys import keys_app, webhooks_app
 from tunesmith.cli_models import export, models_app
+from tunesmith.cli_rank import rank
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.options import (
     AsJson,
@@ -318,6 +319,7 @@ def chat(
     )
 
 
+app.command()(rank)
 app.command()(export)
 
 

@@ -62,6 +62,8 @@ class Sample:
         prompt: the last user turn.
         seconds: wall time of the request.
         cluster: the same for rows whose whole prompt is the same.
+        cited: FILE:LINE of each passage that the answer cites.
+        passages: the passages that the model was shown.
     """
 
     id: str
@@ -74,6 +76,8 @@ class Sample:
     seconds: float
     finish_reason: FinishReason
     cluster: str = ""
+    cited: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

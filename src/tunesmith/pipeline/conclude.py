@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunesmith.advise import Advice
-from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, verdict
+from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare_all, verdict
 from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
+from tunesmith.pipeline.decide import Beside
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
@@ -30,12 +30,13 @@ class Findings:
     parity: Parity | None
     variants: Sequence[dict[str, Any]]
     advice: Advice
+    beside: Beside = field(default_factory=Beside)
 
     def comparisons(self) -> list[Comparison]:
         """Every pair of arms on the primary metric, the tuned one first."""
         order = ("tuned", "base", "prompt", "classical")
         ranked = sorted(self.arms.values(), key=lambda arm: order.index(arm.arm))
-        return [compare(a, b, self.chosen.primary) for a, b in combinations(ranked, 2)]
+        return compare_all(ranked, self.chosen.primary)
 
     def verdict(self, comparisons: Sequence[Comparison], goal: float | None) -> Verdict:
         """Ship it or not; without a tuned arm there is nothing to ship."""
@@ -69,7 +70,7 @@ def build(
     events = folder.events()
     ledger = folder.read_json("ledger.json")
     noise = asdict(found.noise) if found.noise else _missing("the base was not among the arms")
-    return {
+    report: dict[str, Any] = {
         "schema": SCHEMA,
         "run": folder.id,
         "model": {"base": model.name, "revision": model.revision, "tuned": tuned},
@@ -95,6 +96,7 @@ def build(
         "cost": _cost(events),
         "timings": {},
     }
+    return found.beside.joined(report)
 
 
 def overfitting(events: Sequence[Event]) -> dict[str, Any]:

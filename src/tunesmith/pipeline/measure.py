@@ -198,6 +198,8 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     """A line of samples/ARM.jsonl."""
     row = asdict(sample)
     del row["cluster"]
+    if not sample.passages:
+        del row["cited"], row["passages"]
     return row
 
 

@@ -22,7 +22,7 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, learn, machine, measure, prepare
+from tunesmith.pipeline import conclude, decide, learn, machine, measure, prepare
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -297,13 +297,17 @@ async def _compare(run: Run) -> conclude.Findings:
             measured[arm.name] = await bench.run(arm, rows, measure.CONCURRENCY)
             lines = [measure.sample_row(sample) for sample in measured[arm.name].samples]
             run.folder.write_lines(f"samples/{arm.name}.jsonl", lines)
+        beside = await decide.beside(
+            bench, arms, measured, rows, run.recipe, run.folder, run.screen,
+            rows_at_once=measure.CONCURRENCY,
+        )  # fmt: skip
         # At once: nobody's latency is reported any more.
         bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
             advice = await _final_advice(bench, held, explored, arms)
             noise = await again
     variants = [{"name": name, "validation": score} for name, score in explored["tried"]]
-    return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice)
+    return conclude.Findings(measured, bench.chosen, noise, parity, variants, advice, beside)
 
 
 async def _arms(run: Run, bench: Bench, prompt: str | None) -> Sequence[Arm]:
