@@ -43,7 +43,7 @@ ALIKE = (0.0, 0.9)
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.5)
 ARMS = 5
 COVER, DIFFERENT = 0.93, 0.05
-SETS, FEW = 1000, 3
+SETS, FEW = 500, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +263,7 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
         out[what] = {
             "cells": len(some),
             "limit": worst.limit,
+            "mean": sum(cell.share for cell in some) / len(some),
             "worst": worst.share,
             "beyond the limit": len(beyond),
             "beyond it by more than chance": sum(not cell.held for cell in some),
