@@ -130,7 +130,7 @@ class Draws:
         """Which data sets are of 0 and 1 and repeat no prompt."""
         return np.isin(x, (0.0, 1.0)).all(axis=1) & (len(self.sizes) == self._rows)
 
-    def reach(self, x: Floats, least: float, most: float) -> tuple[Floats, Floats]:
+    def reach(self, x: Floats, least: Floats | float, most: Floats | float) -> tuple[Floats, Floats]:
         """`statistics.reach` of the mean, of all data sets."""
         seen = self.sums(x) @ self._weights.T
         ends: list[Floats] = []
@@ -163,7 +163,8 @@ def _proportion(right: int, n: int) -> tuple[float, float]:
 def of_pairs(draws: Draws, a: Floats, b: Floats) -> tuple[Floats, Floats]:
     """Ends of `statistics.paired` for each data set."""
     exact = draws.binary(a) & draws.binary(b)
-    low, high = draws.reach(a - b, -1.0, 1.0) if not exact.all() else np.empty((2, len(a)))
+    most = np.array([statistics.furthest(x, y) for x, y in zip(a, b, strict=True)])[:, None]
+    low, high = draws.reach(a - b, -most, most) if not exact.all() else np.empty((2, len(a)))
     for i in np.flatnonzero(exact):
         low[i], high[i] = _table(*_tables(a[i : i + 1], b[i : i + 1])[0])
     for i in range(FEW):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.errors import UsageError
 from tunesmith.options import AsJson, out, print_json
 
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ def rank(
 
     folder = ranking.find(run)
     if not (results or as_json):
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "there is nobody to press keys: standard input is no terminal",
+                remedy="With --results nothing is asked.",
+            )
         desk = ranking.open_desk(folder, arms or ["tuned", "base"], rater or getpass.getuser())
-        sit(desk, out, click.getchar)
+        # Not `out`, which never breaks a line.
+        sit(desk, Console(highlight=False), typer.getchar)
     people = ranking.tell(folder)
     if as_json:
         print_json(people)
@@ -89,7 +96,11 @@ def sit(desk: Desk, console: Console, key: Callable[[], str]) -> None:
 
 def page(row: Shown, rated: int, total: int, rater: str, width: int) -> RenderableType:
     """A row as its rater sees it: no arm is named, and no answer stands out."""
-    from tunesmith.screen import plain
+    from tunesmith.screen import CONTROLS
+
+    def plain(text: str) -> Text:
+        # JSON may have no space to break a line at.
+        return Text(text.translate(CONTROLS), overflow="fold")
 
     count = len(row.answers)
     each = (width - count) // count if width >= WIDE else width
@@ -123,9 +134,11 @@ def table(part: dict[str, Any]) -> RenderableType:
     for pair in part["pairs"]:
         rate = pair["win_rate"]
         counts = [str(pair[name]) for name in ("wins", "ties", "losses")]
-        said = ["-", rate["reason"]]
-        if rate["value"] is not None:
-            said = [f"{rate['value']:.2f}", f"{rate['low']:.2f} to {rate['high']:.2f}"]
+        said = (
+            ["-", rate["reason"]]
+            if rate["value"] is None
+            else [f"{rate['value']:.2f}", f"{rate['low']:.2f} to {rate['high']:.2f}"]
+        )
         found.add_row(f"{pair['a']} against {pair['b']}", *counts, *said)
     raters = ", ".join(f"{name} {count:,}" for name, count in part["raters"].items())
     lines = [f"ratings: {raters or 'none'}; {part['skipped']:,} skipped"]

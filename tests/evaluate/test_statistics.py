@@ -10,6 +10,7 @@ from tunesmith.evaluate.statistics import (
     Floats,
     clopper_pearson,
     corpus_interval,
+    furthest,
     interval,
     mcnemar_exact,
     newcombe_paired,
@@ -140,6 +141,14 @@ def test_what_was_not_seen_may_differ_from_values_that_are_all_equal() -> None:
     same = paired([0.5] * 40, [0.5] * 40, alone(40))
     assert (same.value, same.p) == (0.0, 1.0)
     assert same.high == pytest.approx(1 - 0.025 ** (1 / 40), abs=0.01)
+
+
+def test_rows_to_come_may_differ_as_those_seen_or_where_little_was_seen_by_all() -> None:
+    wide, near = np.array([0.1, 0.4, 0.8]), np.array([0.3, 0.4, 0.7])
+    assert furthest(wide, near) == pytest.approx(0.2)
+    assert furthest(wide, wide) == 1.0
+    assert furthest(wide / 2, near / 2) == 1.0
+    assert furthest(10 * wide, 10 * near) == pytest.approx(2.0)
 
 
 def test_values_beyond_0_and_1_reach_as_far_as_those_that_were_seen() -> None:

@@ -144,7 +144,7 @@ def metrics(task: Task, labels: frozenset[str]) -> tuple[Metric, ...]:
             "no reference says that its question has no answer",
         ),
         Metric(
-            "groundedness", "higher", lambda s: groundedness(s.output, s.passages),
+            "groundedness", "higher", lambda s: groundedness(s.output, s.passages) if s.passages else None,
             "this arm is shown no passages",
         ),
     )  # fmt: skip

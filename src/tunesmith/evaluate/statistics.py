@@ -194,8 +194,9 @@ def paired(
     """Mean of a - b over the same rows.
 
     0 and 1 on both sides: Newcombe's interval with the exact McNemar test. Otherwise, and
-    wherever rows repeat a prompt, `reach` and sign flips of whole clusters. Of values within [0, 1]
-    a row that was not seen may differ by 1 in either direction, of others as much as any that was.
+    wherever rows repeat a prompt, `reach` and sign flips of whole clusters. A row that was not seen
+    may differ as much as any that was, in either direction; where too little was seen to say how
+    much that is (`furthest`), by all of the range.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     difference, n = x - y, len(x)
@@ -207,10 +208,23 @@ def paired(
         p = mcnemar_exact(only_a, only_b)
         return Difference(value, min(low, value), max(high, value), p, n)
     sums = _by_cluster(np.stack([difference, np.ones_like(x)], 1), clusters)
-    most = 1.0 if _bounded(x) and _bounded(y) else float(np.abs(difference).max())
+    most = furthest(x, y)
     low, high = reach(sums, _mean, *_of_mean(sums, -most, most), seed)
     p = permutation_p(sums[:, 0], seed)
     return Difference(value, min(low, value), max(high, value), p, n)
+
+
+def furthest(a: Floats, b: Floats) -> float:
+    """How far two arms may be apart on a row that was not seen.
+
+    As far as on any that was. But scores in [0, 1] that span less than half of it, or that nowhere
+    differ, say little of the rows to come (40 scores near 0 may be of an arm that is right on one
+    row in 50): there, by 1.
+    """
+    both = np.concatenate([a, b])
+    apart = float(np.abs(a - b).max())
+    unsure = _bounded(both) and (np.ptp(both) < 0.5 or apart == 0)
+    return 1.0 if unsure else apart
 
 
 def _bounded(values: Floats) -> bool:
