@@ -130,7 +130,9 @@ class Draws:
         """Which data sets are of 0 and 1 and repeat no prompt."""
         return np.isin(x, (0.0, 1.0)).all(axis=1) & (len(self.sizes) == self._rows)
 
-    def reach(self, x: Floats, least: Floats | float, most: Floats | float) -> tuple[Floats, Floats]:
+    def reach(
+        self, x: Floats, least: Floats | float, most: Floats | float
+    ) -> tuple[Floats, Floats]:
         """`statistics.reach` of the mean, of all data sets."""
         seen = self.sums(x) @ self._weights.T
         ends: list[Floats] = []
@@ -273,6 +275,13 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
     return out
 
 
+def write(path: Path, sets: int, cells: Sequence[Cell]) -> None:
+    """The figures of all cells, one a line."""
+    head = {"sets": sets, "columns": [*asdict(cells[0])], "summary": summary(cells)}
+    lines = ",\n".join(json.dumps([*asdict(cell).values()]) for cell in cells)
+    path.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n]}}\n')
+
+
 def main() -> int:
     """Run the grid, write the figures, and fail where one does not hold."""
     sets = int(sys.argv[1]) if len(sys.argv) > 1 else SETS
@@ -282,10 +291,7 @@ def main() -> int:
         if not cell.held:
             print("fails", asdict(cell), flush=True)
     found = summary(cells)
-    RESULTS.write_text(
-        json.dumps({"sets": sets, "summary": found, "cells": [asdict(c) for c in cells]}, indent=1)
-        + "\n"
-    )
+    write(RESULTS, sets, cells)
     print(json.dumps(found, indent=1))
     return any(part["beyond it by more than chance"] for part in found.values())
 

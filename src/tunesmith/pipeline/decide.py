@@ -106,7 +106,7 @@ async def _judged(
     if not rivals:
         return _missing("the tuned arm, or one to hold it against, was left out")
     tuned, found, lines = measured["tuned"], list[dict[str, Any]](), list[dict[str, Any]]()
-    async with connect(judge.base_url, _key(judge)) as client:
+    async with connect(judge.base_url, judge_key(judge)) as client:
         model = OpenAIChat(client, judge.model)
         for rival in rivals:
             rows = judging.pairs(tuned.samples, rival.samples, judge.rows)
@@ -139,13 +139,13 @@ def opponents(measured: Mapping[str, Measured], primary: str) -> list[Measured]:
     return [arm for arm in (measured.get("base"), best) if arm is not None]
 
 
-def _key(judge: Judge) -> str:
-    """The key of the judge's endpoint.
+def judge_key(judge: Judge | None) -> str:
+    """The key of the judge's endpoint; asked for before a run begins, too.
 
     Raises:
         UsageError: the variable that is to hold it is not set.
     """
-    if judge.key_env is None:
+    if judge is None or judge.key_env is None:
         return "none"
     key = os.environ.get(judge.key_env)
     if not key:

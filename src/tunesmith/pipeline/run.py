@@ -81,6 +81,7 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     """
     began = time.monotonic()
     prepare.comparable(recipe)
+    decide.judge_key(recipe.judge)
     under_way = open_run(recipe, out=out, screen=screen, command=command)
     folder = under_way.folder
     if folder.finished:
