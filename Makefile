@@ -10,7 +10,7 @@ GRID ?= .grid
 ROUNDS ?= 30
 CONTRACT ?= ../shared/contracts/openai-subset.yaml
 
-.PHONY: run test check conform tour bench oracle grid torture load docs install dev clean
+.PHONY: run test check conform tour bench oracle grid torture load coverage docs install dev clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,9 @@ torture: dev  ## jobs under fire: kill -9 at random moments, on both databases; 
 load: dev  ## 200 chat clients and a thousand jobs, beside llama.cpp's server; six minutes
 	$(BIN)/tunesmith models pull
 	$(BIN)/python benchmarks/load.py
+
+coverage: dev  ## whether intervals and tests hold what they say, on simulated arms; half an hour
+	$(BIN)/python benchmarks/coverage.py
 
 docs: dev  ## the reference of commands and of the recipe, from the code
 	$(BIN)/python docs/reference.py

@@ -87,9 +87,11 @@ CHANGED: dict[str, Any] = {
     "facts.usd_per_hour": 0.25,
     **{
         f"{section}.{key}": value
-        for section in ("external", "proposer")
+        for section in ("external", "proposer", "judge")
         for key, value in NAMED.items()
     },
+    "judge.rubric": "The shorter one.",
+    "judge.rows": 7,
 }
 ONE_VALUE = {"serve.engine"}
 """Keys with a single value so far."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from tunesmith.cli_cost import advise, asked, cost
 from tunesmith.cli_keys import keys_app, webhooks_app
 from tunesmith.cli_models import export, models_app
+from tunesmith.cli_rank import rank
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.options import (
     AsJson,
@@ -329,6 +330,7 @@ def chat(
 
 app.command()(advise)
 app.command()(cost)
+app.command()(rank)
 app.command()(export)
 
 

@@ -199,6 +199,22 @@ class EndpointChat(OpenAIChat):
                 self._refused.add(name)
 
 
+def key_of(endpoint: Endpoint, section: str) -> str:
+    """The key that the endpoint wants; "none" where it names no variable.
+
+    Raises:
+        UsageError: the variable that is to hold it is not set.
+    """
+    key = os.environ.get(endpoint.key_env) if endpoint.key_env else "none"
+    if not key:
+        raise UsageError(
+            f"the environment variable {endpoint.key_env} is not set",
+            expected=f"the key of {endpoint.base_url}, as {section}.key_env says",
+            remedy=f"Type export {endpoint.key_env}=...",
+        )
+    return key
+
+
 @asynccontextmanager
 async def open_endpoint(
     endpoint: Endpoint, section: str, folder: Path, *, before: float = 0.0
@@ -208,13 +224,7 @@ async def open_endpoint(
     Raises:
         UsageError: the variable that is to hold the key is not set.
     """
-    key = os.environ.get(endpoint.key_env) if endpoint.key_env else "none"
-    if not key:
-        raise UsageError(
-            f"the environment variable {endpoint.key_env} is not set",
-            expected=f"the key of {endpoint.base_url}, as {section}.key_env says",
-            remedy=f"Type export {endpoint.key_env}=...",
-        )
+    key = key_of(endpoint, section)
     client = connect(endpoint.base_url, key, timeout=TIMEOUT, retries=RETRIES)
     async with client:
         yield EndpointChat(client, endpoint, section=section, folder=folder, before=before)

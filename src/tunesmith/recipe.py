@@ -315,6 +315,20 @@ class Endpoint(_Section):
         return self
 
 
+class Judge(Endpoint):
+    """A model that says which of two answers is better; test rows and answers are sent to it."""
+
+    rubric: str = Field(
+        default="You compare two answers to a question. The better one is correct, does what was "
+        "asked in the form that was asked for, and says no more than is needed. Where a reference "
+        "is given, it is a good answer; others may be as good.",
+        min_length=1,
+    )
+    """What makes an answer better, in words."""
+    rows: int = Field(default=100, ge=1)
+    """Most test rows of a pair of arms that are judged, each in both orders: two requests a row."""
+
+
 class ServeSection(_Section):
     """How the tuned model answers, and under which name."""
 
@@ -339,6 +353,8 @@ class Recipe(_Section):
     """A model that the tuned one is held against; `--set external.base_url=...` names it."""
     proposer: Endpoint | None = None
     """A model that proposes instructions to the search for a prompt, from training rows."""
+    judge: Judge | None = None
+    """A model that judges the tuned arm against the base and the best other arm, pair by pair."""
 
     @model_validator(mode="after")
     def _four_bits(self) -> Recipe:

@@ -2,12 +2,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunesmith.errors import UsageError
-from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, noise_floor, verdict
+from tunesmith.evaluate.comparison import (
+    Comparison,
+    Noise,
+    Verdict,
+    compare,
+    compare_all,
+    goal_reached,
+    holm,
+    noise_floor,
+    verdict,
+)
 from tunesmith.evaluate.evaluation import ArmKind, Measured, Sample, summarise
+from tunesmith.evaluate.statistics import Interval
 
 N = 100
 
@@ -143,11 +158,73 @@ def test_where_tuning_gains_nothing_what_does_is_named() -> None:
 
 def test_the_goal_is_answered() -> None:
     tuned, base = arm("tuned", 80), arm("base", 0)
-    reached, missed = judge(tuned, base, goal=0.75), judge(tuned, base, goal=0.9)
+    sure, reached, missed = (judge(tuned, base, goal=goal) for goal in (0.7, 0.75, 0.9))
+    assert sure.ship
+    assert sure.sentence.endswith("; the goal of 0.7 is reached (95 % 0.71 to 0.87).")
     assert reached.ship
-    assert reached.sentence.endswith("; the goal of 0.75 is reached.")
+    assert reached.sentence.endswith(
+        "; the goal of 0.75 is reached, but that may be chance (95 % 0.71 to 0.87)."
+    )
     assert not missed.ship
-    assert missed.sentence.endswith("; the goal of 0.9 is not reached.")
+    assert missed.sentence.endswith("; the goal of 0.9 is not reached (95 % 0.71 to 0.87).")
+
+
+def test_the_goal_is_answered_whatever_else_is_said() -> None:
+    tuned, base = arm("tuned", 42), arm("base", 40)
+    for found in (
+        judge(tuned, base, goal=0.9),
+        judge(tuned, None, goal=0.9),
+        judge(tuned, arm("base", 0), arm("prompt", 60), goal=0.9),
+    ):
+        assert not found.ship
+        assert "; the goal of 0.9 is not reached (95 % 0.32 to 0.52)." in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("goal", "said"), [(0.6, "reached"), (0.71, "may be chance"), (0.8, "may be chance"),
+                       (0.81, "not reached")],
+)  # fmt: skip
+def test_a_goal_is_reached_surely_perhaps_or_not(goal: float, said: str) -> None:
+    assert goal_reached(Interval(0.8, 0.7, 0.9, 100), goal) == said
+
+
+def test_holm_by_hand() -> None:
+    # 3 x 0.01, 2 x 0.02 and 1 x 0.03, which must not fall below the one before
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_never_lowers_p_and_keeps_its_order(p: list[float]) -> None:
+    adjusted = holm(p)
+    assert all(a >= b for a, b in zip(adjusted, p, strict=True))
+    assert all(a <= min(1.0, len(p) * b) + 1e-12 for a, b in zip(adjusted, p, strict=True))
+    for i, j in combinations(range(len(p)), 2):
+        assert (p[i] < p[j]) <= (adjusted[i] <= adjusted[j])
+
+
+def test_every_pair_has_its_own_p_and_one_for_their_number() -> None:
+    arms = [arm("tuned", 9), arm("base", 0), arm("prompt", 1)]
+    pairs = compare_all(arms, "exact")
+    assert [(pair.a, pair.b) for pair in pairs] == [
+        ("tuned", "base"), ("tuned", "prompt"), ("base", "prompt"),
+    ]  # fmt: skip
+    assert [pair.p for pair in pairs] == pytest.approx([2 / 2**9, 2 / 2**8, 1.0])
+    assert [pair.p_adjusted for pair in pairs] == pytest.approx([6 / 2**9, 4 / 2**8, 1.0])
+    assert compare(*arms[:2], "exact").p_adjusted == pairs[0].p
+
+
+def test_a_lead_that_only_many_comparisons_explain_is_none() -> None:
+    tuned, base = arm("tuned", 7), arm("base", 0)
+    assert judge(tuned, base).ship
+    weak = [replace(pair, p_adjusted=4 * pair.p) for pair in compare_all([tuned, base], "exact")]
+    found = judge(tuned, base, comparisons=weak)
+    assert not found.ship
+    assert "too few to rule out chance among so many arms (p = 0.016, adjusted 0.062)" in (
+        found.sentence
+    )
 
 
 def test_no_verdict_without_a_base() -> None:

@@ -280,3 +280,31 @@ def test_a_resumed_run_draws_each_step_once() -> None:
     again = [*events, {"type": "step", "step": 2, "loss": 7.0}]
     html = page.render(a_report(), **{**inputs(), "events": again})
     assert "train loss from 9.00 at step 1 to 7.00 at step 2" in html
+
+
+def test_what_people_decide_by_has_its_own_table() -> None:
+    report = a_report()
+    told = {
+        "edit_effort": {**score(0.25), "better": "lower"},
+        "valid_format": {"value": None, "reason": "free text has no form to keep"},
+        "edits_saved": {**score(0.5), "p": 0.01, "better": "higher"},
+    }
+    alone = {"p50": 0.75, "fastest": 0.5, "slowest": 1.5, "n": 6}
+    for part in report["arms"]:
+        part["practical"] = told
+        part["latency"] = {"rows_at_once": 64, "alone": alone}
+    text = " ".join(parse(page.render(report, **inputs())).text)
+    assert "edit effort ↓" in text
+    assert "edits saved ↑" in text
+    assert "free text has no form to keep" in text
+    assert "one row at a time" in text
+
+
+@pytest.mark.parametrize(
+    ("p", "said"), [(0.01, "tuned is better"), (0.06, "no difference shown: p, for as many")]
+)
+def test_a_difference_is_shown_by_its_interval_and_its_adjusted_p(p: float, said: str) -> None:
+    report = a_report()
+    part = report["comparisons"][0]
+    part.update({"a": "tuned", "b": "base", "low": 0.1, "high": 0.3, "p": 0.01, "p_adjusted": p})
+    assert said in " ".join(parse(page.render(report, **inputs())).text)

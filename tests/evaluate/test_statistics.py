@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from tunesmith.evaluate.statistics import (
     Floats,
-    bca,
+    clopper_pearson,
     corpus_interval,
+    furthest,
     interval,
     mcnemar_exact,
     newcombe_paired,
     paired,
     permutation_p,
+    reach,
     wilson,
 )
 
@@ -93,13 +96,25 @@ def test_drawn_sign_flips_agree_with_all_of_them() -> None:
     assert p == pytest.approx(mcnemar_exact(20, 10), abs=0.015)
 
 
-def test_bca_agrees_with_scipy() -> None:
-    from scipy.stats import bootstrap
+@pytest.mark.parametrize("k", [0, 1, 7, 19, 20])
+def test_clopper_pearson_is_scipys(k: int) -> None:
+    theirs = binomtest(k, 20).proportion_ci(method="exact")
+    assert clopper_pearson(k, 20) == pytest.approx((theirs.low, theirs.high))
 
-    x = np.random.default_rng(3).exponential(size=40)
-    theirs = bootstrap((x,), np.mean, method="BCa", rng=1, n_resamples=20_000)
-    found = theirs.confidence_interval
-    assert bca(with_ones(x), mean) == pytest.approx((found.low, found.high), abs=0.03)
+
+@pytest.mark.parametrize("k", [0, 1, 7, 20])
+def test_reach_of_zeros_and_ones_is_clopper_pearson(k: int) -> None:
+    x = np.array([1.0] * k + [0.0] * (20 - k))
+    ends = np.array([0.0, 1.0]), np.array([1.0, 1.0])
+    found = reach(with_ones(x), mean, *ends)
+    assert found == pytest.approx(clopper_pearson(k, 20), abs=0.01)
+
+
+def test_reach_is_near_the_usual_interval_where_that_holds() -> None:
+    x = np.random.default_rng(3).random(1000)
+    half = 1.96 * x.std() / 1000**0.5
+    found = reach(with_ones(x), mean, np.array([0.0, 1.0]), np.array([1.0, 1.0]))
+    assert found == pytest.approx((x.mean() - half, x.mean() + half), abs=0.003)
 
 
 @settings(max_examples=50)
@@ -117,9 +132,29 @@ def test_an_interval_always_contains_its_estimate(values: list[float], clusters:
     assert 0 < against.p <= 1
 
 
-def test_values_that_are_all_equal_give_no_width_and_all_right_gives_wilsons() -> None:
-    assert interval([0.5] * 9, alone(9)).low == 0.5
-    assert interval([1.0] * 9, alone(9)).low == pytest.approx(wilson(9, 9)[0])
+def test_what_was_not_seen_may_differ_from_values_that_are_all_equal() -> None:
+    half = interval([0.5] * 9, alone(9))
+    # 0.025 ** (1 / 9) of the weight is at least on the nine; the rest may be 0 or 1.
+    assert half.low == pytest.approx(0.5 * 0.025 ** (1 / 9), abs=0.01)
+    assert half.high == pytest.approx(1 - half.low, abs=0.02)
+    assert interval([1.0] * 9, alone(9)).low == pytest.approx(0.025 ** (1 / 9))
+    same = paired([0.5] * 40, [0.5] * 40, alone(40))
+    assert (same.value, same.p) == (0.0, 1.0)
+    assert same.high == pytest.approx(1 - 0.025 ** (1 / 40), abs=0.01)
+
+
+def test_rows_to_come_may_differ_as_those_seen_or_where_little_was_seen_by_all() -> None:
+    wide, near = np.array([0.1, 0.4, 0.8]), np.array([0.3, 0.4, 0.7])
+    assert furthest(wide, near) == pytest.approx(0.2)
+    assert furthest(wide, wide) == 1.0
+    assert furthest(wide / 2, near / 2) == 1.0
+    assert furthest(10 * wide, 10 * near) == pytest.approx(2.0)
+
+
+def test_values_beyond_0_and_1_reach_as_far_as_those_that_were_seen() -> None:
+    found = interval([-3.0, -1.0, -1.0, -2.0], alone(4))
+    assert -3.0 <= found.low < -2.0 < -1.0 >= found.high
+    assert interval([-2.0] * 4, alone(4)).low == interval([-2.0] * 4, alone(4)).high == -2.0
 
 
 def test_the_interval_of_a_mean_covers_it_95_times_in_100() -> None:
@@ -152,7 +187,7 @@ def test_rows_said_twice_do_not_narrow_the_interval() -> None:
     many = interval(np.tile(right, 4).tolist(), alone(30) * 4)
     assert many.high - many.low > 0.25
     certain = interval([1.0] * 60, alone(30) * 2)
-    assert certain.low == pytest.approx(wilson(30, 30)[0])
+    assert certain.low == pytest.approx(clopper_pearson(30, 30)[0], abs=0.01)
 
 
 def test_rows_said_twice_do_not_sharpen_a_difference() -> None:
@@ -160,24 +195,29 @@ def test_rows_said_twice_do_not_sharpen_a_difference() -> None:
     once, twice = paired(a, b, alone(10)), paired(a * 2, b * 2, alone(10) * 2)
     assert twice.p == pytest.approx(once.p) == pytest.approx(2 / 64)
     assert twice.high - twice.low > 0.4
+    thrice = paired(a * 3, b * 3, alone(10) * 3)
+    assert (thrice.low, thrice.high) == pytest.approx((twice.low, twice.high))
     none = paired([0.0] * 20, [0.0] * 20, alone(10) * 2)
-    assert (none.low, none.high) == pytest.approx(newcombe_paired(0, 0, 0, 10))
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 10), abs=0.02)
 
 
 def test_paired_by_hand_on_likeness() -> None:
     found = paired([0.5, 0.9, 0.4], [0.4, 0.6, 0.2], alone(3))
     assert found.value == pytest.approx(0.2)
     assert found.p == pytest.approx(2 / 8)
-    assert 0.1 - 1e-9 <= found.low < 0.2 < found.high <= 0.3 + 1e-9
+    assert found.low < 0 < 0.2 < found.high
 
 
 def test_a_corpus_metric_that_is_a_mean_has_the_interval_of_the_mean() -> None:
     x = np.random.default_rng(7).random(50)
+    x[:2] = 0.0, 1.0
     of_rows, of_sums = (
         interval(x.tolist(), alone(50)),
         corpus_interval(with_ones(x), mean, alone(50)),
     )
     assert (of_rows.low, of_rows.high) == pytest.approx((of_sums.low, of_sums.high))
+    all_right = corpus_interval(with_ones(np.ones(30)), mean, alone(30))
+    assert all_right.low == pytest.approx(clopper_pearson(30, 30)[0])
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

@@ -15,7 +15,7 @@ CONTRACT = {
     *("schema", "run", "model", "data", "arms", "primary", "comparisons", "forgetting"),
     *("overfitting", "advice", "verdict", "cost", "timings"),
 }
-OURS = {"data_enough", "external", "graders", "memorising", "noise", "parity"}
+OURS = {*["data_enough", "external", "goal", "graders", "judge", "memorising", "noise", "parity"]}
 
 
 def measured(name: str, right: int, rows: int = 40) -> Measured:
@@ -95,7 +95,7 @@ def test_the_report_has_the_keys_of_the_contract(made: Any) -> None:
     }
     arm = {
         *("name", "kind", "scores", "tokens_in", "tokens_out"),
-        *("latency_p50", "latency_p95", "usd_per_1000"),
+        *("latency_p50", "latency_p95", "usd_per_1000", "practical", "latency"),
     }
     assert [a["kind"] for a in report["arms"]] == ["base", "classical", "prompt", "tuned"]
     assert all(
@@ -108,7 +108,7 @@ def test_the_report_has_the_keys_of_the_contract(made: Any) -> None:
         for s in a["scores"].values()
     )
     assert len(report["comparisons"]) == 6
-    keys = {"a", "b", "metric", "difference", "low", "high", "p", "n"}
+    keys = {"a", "b", "metric", "difference", "low", "high", "p", "n", "p_adjusted"}
     assert all(set(c) == keys for c in report["comparisons"])
     assert set(report["overfitting"]) == {
         *("train_loss", "validation_loss", "best_step", "stopped_early"),

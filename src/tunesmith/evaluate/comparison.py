@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal
 
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import statistics
 from tunesmith.evaluate.evaluation import ArmKind, Measured
+from tunesmith.evaluate.statistics import Interval
 from tunesmith.graders.choose import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """a - b on one metric over `n` rows, with its 95 % interval and two-sided p-value."""
+    """a - b on one metric over `n` rows, with its 95 % interval and two-sided p-value.
+
+    Attributes:
+        p_adjusted: p for as many comparisons as were made beside it; see `compare_all`.
+    """
 
     a: str
     b: str
@@ -24,6 +31,7 @@ class Comparison:
     high: float
     p: float
     n: int
+    p_adjusted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +77,33 @@ def compare(a: Measured, b: Measured, metric: str, *, seed: int = 0) -> Comparis
         seed,
     )
     return Comparison(
-        a.arm, b.arm, metric, result.value, result.low, result.high, result.p, result.n
+        a.arm, b.arm, metric, result.value, result.low, result.high, result.p, result.n, result.p
     )
+
+
+def compare_all(arms: Sequence[Measured], metric: str, *, seed: int = 0) -> list[Comparison]:
+    """Every pair of arms, earlier ones first, with p adjusted for their number.
+
+    Raises:
+        UsageError: as `compare`.
+    """
+    pairs = [compare(a, b, metric, seed=seed) for a, b in combinations(arms, 2)]
+    adjusted = holm([pair.p for pair in pairs])
+    return [replace(pair, p_adjusted=p) for pair, p in zip(pairs, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that among true nulls one below 0.05 comes up in 5 % of families.
+
+    The step-down procedure of Holm (1979, Scandinavian Journal of Statistics 6, 65-70), which
+    holds however the tests depend on each other.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = least
+    return adjusted
 
 
 def noise_floor(first: Measured, second: Measured, metric: str) -> Noise:
@@ -98,9 +131,10 @@ def verdict(
     """Ship it, or don't, in one sentence.
 
     It is a no, by the first reason that holds: there is no base to compare with; the gain over it
-    may be chance (its interval reaches zero, or p is 0.05 or more), or is within the noise floor;
-    another arm does as well (tuned's lead over it fails the same two tests), or does better where
-    that arm is trained too; the goal is not reached. What does as well is named to be used instead, and also where tuned
+    may be chance (its interval reaches zero, or p, adjusted for the arms compared, is 0.05 or
+    more), or is within the noise floor; another arm does as well (tuned's lead over it fails the
+    same two tests), or does better where that arm is trained too; the goal is not reached. What
+    does as well is named to be used instead, and also where tuned
     gains nothing while that gains over the base; but where tuned leads, and some more rows would
     tell whether by chance, the sentence asks for these.
 
@@ -112,11 +146,12 @@ def verdict(
     """
     tried = [arm for arm in (base, *others, external) if arm is not None]
     facts = _facts(tuned, tried, comparisons, metric, task)
+    reached, tail = _answer(tuned.scores[metric], goal)
     if base is None:
-        return Verdict(False, f"No verdict: {facts}, and the base was not measured.")
+        return Verdict(False, f"No verdict: {facts}, and the base was not measured{tail}.")
     gain = _difference(comparisons, tuned, base, metric)
     if external is not None and may_leave and _leads(external, tuned, comparisons, metric, noise):
-        return Verdict(False, f"Use the external model instead: {facts}.")
+        return Verdict(False, f"Use the external model instead: {facts}{tail}.")
     rivals = sorted(others, key=lambda arm: -arm.scores[metric].value)
     gained = _doubt(gain, noise) is None
     for arm in rivals:
@@ -132,19 +167,37 @@ def verdict(
                 asked = f"; the lead over {name}, untrained, may be chance"
                 return Verdict(
                     False,
-                    f"Do not ship it yet: {facts}{asked}: about {needed} test rows would tell.",
+                    f"Do not ship it yet: {facts}{asked}: about {needed} test rows would tell{tail}.",
                 )
             how = "better" if lead.high < 0 else "as well"
             how += "" if trained else ", untrained"
-            return Verdict(False, f"Use {name} instead: {facts}; {name} does {how}.")
+            return Verdict(False, f"Use {name} instead: {facts}; {name} does {how}{tail}.")
     doubt = _doubt(gain, noise)
     if doubt is not None:
-        return Verdict(False, f"Do not ship it: {facts}; {doubt}.")
-    reached = tuned.scores[metric].value
-    if goal is not None and reached < goal:
-        return Verdict(False, f"Do not ship it: {facts}; the goal of {goal:g} is not reached.")
-    tail = f"; the goal of {goal:g} is reached" if goal is not None else ""
+        return Verdict(False, f"Do not ship it: {facts}; {doubt}{tail}.")
+    if reached == "not reached":
+        return Verdict(False, f"Do not ship it: {facts}{tail}.")
     return Verdict(True, f"Ship it: {facts}{tail}.")
+
+
+Reached = Literal["reached", "may be chance", "not reached"]
+
+
+def goal_reached(score: Interval, goal: float) -> Reached:
+    """Whether a score reaches a goal: with its whole interval, with its value only, or not."""
+    if score.value < goal:
+        return "not reached"
+    return "reached" if score.low >= goal else "may be chance"
+
+
+def _answer(score: Interval, goal: float | None) -> tuple[Reached | None, str]:
+    """Whether the goal is reached, and the end of the sentence that says so."""
+    if goal is None:
+        return None, ""
+    reached = goal_reached(score, goal)
+    doubt = ", but that may be chance" if reached == "may be chance" else ""
+    said = "not reached" if reached == "not reached" else f"reached{doubt}"
+    return reached, f"; the goal of {goal:g} is {said} (95 % {score.low:.2f} to {score.high:.2f})"
 
 
 def _difference(
@@ -177,8 +230,11 @@ def _doubt(gain: Comparison, noise: Noise | None) -> str | None:
         return f"it does worse than {gain.b}"
     if gain.low <= 0:
         return f"the gain over {gain.b} may be chance (p = {gain.p:.2g})"
-    if gain.p >= 0.05:
-        return f"{gain.n} rows are too few to rule out chance (p = {gain.p:.2g})"
+    if gain.p_adjusted >= 0.05:
+        few = f"{gain.n} rows are too few to rule out chance"
+        if gain.p >= 0.05:
+            return f"{few} (p = {gain.p:.2g})"
+        return f"{few} among so many arms (p = {gain.p:.2g}, adjusted {gain.p_adjusted:.2g})"
     if noise is not None and gain.difference <= noise.difference:
         return f"the base differs from itself by {noise.difference:.2f} when measured again"
     return None

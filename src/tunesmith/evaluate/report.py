@@ -85,6 +85,7 @@ def render(
         primary=primary,
         arms=arms,
         metrics=_metrics(arms, primary),
+        practical=list(dict.fromkeys(name for arm in arms for name in arm.get("practical", {}))),
         notes=_notes(arms),
         forest=_forest(f"{primary} of each arm", _arm_lines(arms, primary), None),
         comparisons=comparisons,
@@ -221,7 +222,7 @@ def _notes(arms: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]
     """Why cells of the arms' table are empty: {(figure, reason): arms}."""
     notes: dict[tuple[str, str], list[str]] = {}
     for arm in arms:
-        for name, part in {**arm, **arm.get("scores", {})}.items():
+        for name, part in {**arm, **arm.get("scores", {}), **arm.get("practical", {})}.items():
             if isinstance(part, Mapping) and _is_missing(part):
                 notes.setdefault((name, _why(part)), []).append(str(arm["name"]))
     return notes
@@ -296,6 +297,9 @@ def _severity(finding: Mapping[str, Any]) -> int:
 
 
 def _meaning(part: Mapping[str, Any]) -> str:
+    p = _finite(part.get("p_adjusted", part.get("p")))
+    if p is not None and p >= 0.05 and not part["low"] <= 0 <= part["high"]:
+        return "no difference shown: p, for as many comparisons, is 0.05 or more"
     if part["low"] > 0:
         return f"{part['a']} is better"
     if part["high"] < 0:

@@ -2,7 +2,7 @@
 
 Everything that is resampled is given as sums: what each cluster of rows adds to a statistic that
 is a function of totals. A mean is then sum(x) / sum(1), macro F1 a function of 2C totals, and the
-bootstrap, its jackknife and the clusters are one matrix product each.
+weights of `reach` and the clusters are one matrix product each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import betaincinv
 from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
@@ -21,7 +21,9 @@ Statistic = Callable[[Floats], Floats]
 """Totals, shape (draws, k) -> the statistic of each draw, shape (draws,)."""
 
 Z = 1.959963984540054
-_DRAWS = 4000
+TAIL = 0.025
+DRAWS = 4000
+"""Sets of weights behind an interval."""
 _EXACT_SIGNS = 14
 
 
@@ -83,40 +85,42 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
-def bca(sums: Floats, statistic: Statistic, seed: int = 0) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap (Efron 1987, doi:10.1080/01621459.1987.10478410).
+def clopper_pearson(successes: float, n: float) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404)."""
+    failures = n - successes
+    low = float(betaincinv(successes, failures + 1, TAIL)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, failures, 1 - TAIL)) if failures > 0 else 1.0
+    return low, high
+
+
+def reach(
+    sums: Floats, statistic: Statistic, least: Floats, most: Floats, seed: int = 0
+) -> tuple[float, float]:
+    """How low and how high a statistic may be where the units seen are not all that there are.
+
+    One more unit stands for all that was not seen: at its least for the lower end, at its most for
+    the upper one. All units get weights at random (a flat Dirichlet), and the statistic's quantiles
+    are the ends. This is the bound of Gaffke (2005, Mathematical Methods of Statistics 14) for means
+    of bounded values, which is Clopper and Pearson's where they are 0 and 1; it covers in small and
+    skewed samples, where resampling alone does not (Learned-Miller and Thomas 2019,
+    arXiv:1905.06208; `make coverage`).
 
     Args:
         sums: what each independent unit (a row, or a cluster of rows) adds, shape (units, k).
+        least, most: what the unit that was not seen adds at its worst and at its best, shape (k,).
     """
-    units = len(sums)
-    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-    draws = statistic(_resampled_totals(sums, seed))
-    if units < 2 or np.ptp(draws) < 1e-12:
-        return value, value
-    without = statistic(sums.sum(axis=0, keepdims=True) - sums)
-    pull = without.mean() - without
-    spread = float((pull**2).sum())
-    acceleration = float((pull**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-    below = float((draws < value).mean() + (draws == value).mean() / 2)
-    bias = float(ndtri(np.clip(below, 1 / (_DRAWS + 1), 1 - 1 / (_DRAWS + 1))))
-    shifted = bias + np.array([-Z, Z])
-    quantiles = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-6))
-    low, high = np.quantile(draws, quantiles)
-    return min(float(low), value), max(float(high), value)
-
-
-def _resampled_totals(sums: Floats, seed: int) -> Floats:
     rng = np.random.default_rng(seed)
     units = len(sums)
-    # In blocks: the matrix of counts would have draws x units entries.
-    block = max(1, min(_DRAWS, 2_000_000 // units))
-    totals: list[Floats] = []
-    for start in range(0, _DRAWS, block):
-        size = min(block, _DRAWS - start)
-        counts = rng.multinomial(units, np.full(units, 1 / units), size=size)
-        totals.append(counts.astype(np.float64) @ sums)
-    return np.concatenate(totals)
+    # In blocks: the matrix of weights has draws x units entries.
+    block = max(1, min(DRAWS, 2_000_000 // units))
+    ends: tuple[list[Floats], list[Floats]] = ([], [])
+    for start in range(0, DRAWS, block):
+        weights = rng.standard_exponential((min(block, DRAWS - start), units + 1))
+        seen = weights[:, :-1] @ sums
+        for end, unseen in zip(ends, (least, most), strict=True):
+            end.append(statistic(seen + weights[:, -1:] * unseen))
+    low, high = (np.concatenate(end) for end in ends)
+    return float(np.quantile(low, TAIL)), float(np.quantile(high, 1 - TAIL))
 
 
 def permutation_p(differences: Floats, seed: int = 0) -> float:
@@ -138,32 +142,50 @@ def permutation_p(differences: Floats, seed: int = 0) -> float:
 
 
 def interval(values: Sequence[float], clusters: Sequence[str], seed: int = 0) -> Interval:
-    """Mean of the values: Wilson where all are 0 or 1, else BCa; rows of a cluster stay together."""
+    """Mean of the values; rows of a cluster stay together.
+
+    Clopper and Pearson's interval where all are 0 or 1. Values within [0, 1] are taken to be a
+    metric's, which may be 0 or 1 on rows that were not seen; others may be what a cluster that was
+    seen was at the extreme.
+    """
     x = np.asarray(values, dtype=np.float64)
-    repeated = len(set(clusters)) < len(x)
     value = float(x.mean())
-    if _binary(x) and not repeated:
-        low, high = wilson(float(x.sum()), len(x))
+    if _binary(x) and len(set(clusters)) == len(x):
+        low, high = clopper_pearson(float(x.sum()), len(x))
     else:
-        low, high = bca(_by_cluster(np.stack([x, np.ones_like(x)], 1), clusters), _mean, seed)
-    return Interval(value, *_widened(value, low, high, len(set(clusters))), len(x))
+        sums = _by_cluster(np.stack([x, np.ones_like(x)], 1), clusters)
+        ends = _of_mean(sums, 0, 1) if _bounded(x) else _extremes(sums)
+        low, high = reach(sums, _mean, *ends, seed)
+    # Sums in another order round differently.
+    return Interval(value, min(low, value), max(high, value), len(x))
 
 
 def corpus_interval(
     counts: Floats, statistic: Statistic, clusters: Sequence[str], seed: int = 0
 ) -> Interval:
-    """A statistic of all rows' totals, BCa; `counts` is what each row adds, shape (n, k)."""
-    low, high = bca(_by_cluster(counts, clusters), statistic, seed)
-    value = float(statistic(counts.sum(axis=0)[None])[0])
-    return Interval(value, *_widened(value, low, high, len(set(clusters))), len(counts))
+    """A statistic of all rows' totals; `counts` is what each row adds, shape (n, k).
+
+    A unit that was not seen may be what the one was that pulls the statistic furthest.
+    """
+    sums = _by_cluster(counts, clusters)
+    total = sums.sum(axis=0)
+    value = float(statistic(total[None])[0])
+    pull = statistic(total - sums) if len(sums) > 1 else np.zeros(1)
+    low, high = reach(sums, statistic, sums[pull.argmax()], sums[pull.argmin()], seed)
+    if high - low < 1e-12 and value in (0.0, 1.0):
+        low, high = clopper_pearson(value * len(sums), len(sums))
+    return Interval(value, min(low, value), max(high, value), len(counts))
 
 
-def _widened(value: float, low: float, high: float, units: int) -> tuple[float, float]:
-    """Rows that are all 0 or all 1 resample to no width; Wilson's interval has one."""
-    if low == high and value in (0.0, 1.0):
-        low, high = wilson(value * units, units)
-    # Sums in another order round differently.
-    return min(low, value), max(high, value)
+def _of_mean(sums: Floats, low: float, high: float) -> tuple[Floats, Floats]:
+    """A cluster of mean size, all of it `low`, and all of it `high`."""
+    size = float(sums[:, 1].mean())
+    return np.array([size * low, size]), np.array([size * high, size])
+
+
+def _extremes(sums: Floats) -> tuple[Floats, Floats]:
+    means = _mean(sums)
+    return _of_mean(sums, float(means.min()), float(means.max()))
 
 
 def paired(
@@ -172,23 +194,41 @@ def paired(
     """Mean of a - b over the same rows.
 
     0 and 1 on both sides: Newcombe's interval with the exact McNemar test. Otherwise, and
-    wherever rows repeat a prompt, BCa and sign flips of whole clusters.
+    wherever rows repeat a prompt, `reach` and sign flips of whole clusters. A row that was not seen
+    may differ as much as any that was, in either direction; where too little was seen to say how
+    much that is (`furthest`), by all of the range.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     difference, n = x - y, len(x)
     value = float(difference.mean())
-    table = (float((x * y).sum()), int((difference > 0).sum()), int((difference < 0).sum()))
     if _binary(x) and _binary(y) and len(set(clusters)) == n:
-        low, high = newcombe_paired(*table, n - sum(table))
-        p = mcnemar_exact(*table[1:])
+        only_a, only_b = int((difference > 0).sum()), int((difference < 0).sum())
+        both = float((x * y).sum())
+        low, high = newcombe_paired(both, only_a, only_b, n - both - only_a - only_b)
+        p = mcnemar_exact(only_a, only_b)
         return Difference(value, min(low, value), max(high, value), p, n)
     sums = _by_cluster(np.stack([difference, np.ones_like(x)], 1), clusters)
-    low, high = bca(sums, _mean, seed)
-    if low == high and _binary(x) and _binary(y):
-        scale = len(sums) / n
-        low, high = newcombe_paired(*(scale * k for k in (*table, n - sum(table))))
+    most = furthest(x, y)
+    low, high = reach(sums, _mean, *_of_mean(sums, -most, most), seed)
     p = permutation_p(sums[:, 0], seed)
     return Difference(value, min(low, value), max(high, value), p, n)
+
+
+def furthest(a: Floats, b: Floats) -> float:
+    """How far two arms may be apart on a row that was not seen.
+
+    As far as on any that was. But scores in [0, 1] that span less than half of it, or that nowhere
+    differ, say little of the rows to come (40 scores near 0 may be of an arm that is right on one
+    row in 50): there, by 1.
+    """
+    both = np.concatenate([a, b])
+    apart = float(np.abs(a - b).max())
+    unsure = _bounded(both) and (np.ptp(both) < 0.5 or apart == 0)
+    return 1.0 if unsure else apart
+
+
+def _bounded(values: Floats) -> bool:
+    return bool((values >= 0).all() and (values <= 1).all())
 
 
 def _binary(values: Floats) -> bool:

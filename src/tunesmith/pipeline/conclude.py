@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
 from typing import Any
 
 from tunesmith.advise import Advice
 from tunesmith.evaluate import forgetting
-from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare, verdict
+from tunesmith.evaluate.comparison import Comparison, Noise, Verdict, compare_all, verdict
 from tunesmith.evaluate.evaluation import Measured
 from tunesmith.graders.choose import Chosen
 from tunesmith.models.catalog import ModelSpec
-from tunesmith.pipeline import external, forget
+from tunesmith.pipeline import forget
 from tunesmith.pipeline.advice import entry
+from tunesmith.pipeline.decide import Beside
 from tunesmith.pipeline.folder import Event, RunFolder, timings
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
@@ -35,12 +35,13 @@ class Findings:
     """What else is known of an arm, by its name: the variants tried, how well it retrieves."""
     advice: Advice
     external: Mapping[str, Any] = field(default_factory=lambda: _missing("no endpoint was named"))
+    beside: Beside = field(default_factory=Beside)
 
     def comparisons(self) -> list[Comparison]:
         """Every pair of arms on the primary metric, the tuned one first."""
         order = ("tuned", "rag+tuned", "base", "prompt", "classical", "rag", "external")
         ranked = sorted(self.arms.values(), key=lambda arm: order.index(arm.arm))
-        return [compare(a, b, self.chosen.primary) for a, b in combinations(ranked, 2)]
+        return compare_all(ranked, self.chosen.primary)
 
     def verdict(
         self, comparisons: Sequence[Comparison], goal: float | None, *, may_leave: bool
@@ -85,7 +86,7 @@ def build(
     events = folder.events()
     ledger = folder.read_json("ledger.json")
     noise = asdict(found.noise) if found.noise else _missing("the base was not among the arms")
-    return {
+    report: dict[str, Any] = {
         "schema": SCHEMA,
         "run": folder.id,
         "model": {"base": model.name, "revision": model.revision, "tuned": tuned},
@@ -96,7 +97,7 @@ def build(
             "truncated_rows": 0,
         },
         "arms": [
-            external.priced(arm_entry(measured, found.details.get(name, {})), recipe.external)
+            arm_entry(measured, found.details.get(name, {}))
             for name, measured in found.arms.items()
         ],
         "primary": found.chosen.primary,
@@ -112,6 +113,7 @@ def build(
         "cost": _cost(events),
         "timings": {},
     }
+    return found.beside.joined(report)
 
 
 def overfitting(events: Sequence[Event]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tunesmith.pipeline.begin import Screen
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.pipeline.measure import CONCURRENCY
 from tunesmith.prices import Prices, TokenPrice
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Endpoint, Recipe
 
 FILE = "forecast.json"
 ASSUMED = (
@@ -235,8 +235,8 @@ def serve(
     )
     name = external if found.arm == "external" else recipe.model.name
     row = known.model(name or "")
-    if found.arm == "external":
-        usd = cost.per_1000(tokens_in, tokens_out, row) if row else _unpriced(name)
+    if found.arm == "external" and recipe.external:
+        usd = _theirs(tokens_in, tokens_out, recipe.external, row)
     elif row and found.arm in ("base", "prompt", "rag"):
         usd = cost.per_1000(tokens_in, tokens_out, row)
     else:
@@ -245,8 +245,21 @@ def serve(
     return {key: part.to_json() for key, part in {**parts, "usd_per_1000": usd}.items()}
 
 
-def _unpriced(name: str | None) -> Amount:
-    return Amount.unknown(f"the table of prices has no row for {name}; add one to prices.yaml")
+def _theirs(
+    tokens_in: Amount, tokens_out: Amount, endpoint: Endpoint, row: TokenPrice | None
+) -> Amount:
+    """By the endpoint's own prices, else by the table's."""
+    inward, outward = endpoint.usd_per_1m_in, endpoint.usd_per_1m_out
+    if inward is not None and outward is not None:
+        thousand = Amount.known(1000 / 1e6)
+        each = (tokens_in * Amount.known(inward), tokens_out * Amount.known(outward))
+        return (each[0] + each[1]) * thousand
+    if row is not None:
+        return cost.per_1000(tokens_in, tokens_out, row)
+    return Amount.unknown(
+        f"external.usd_per_1m_in and external.usd_per_1m_out are not given, and the table of "
+        f"prices has no row for {endpoint.model}"
+    )
 
 
 def even(

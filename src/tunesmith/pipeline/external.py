@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.examples import Conversation
-from tunesmith.endpoint import CONCURRENCY, EndpointChat, Spent, cost, open_endpoint
+from tunesmith.endpoint import CONCURRENCY, EndpointChat, Spent, cost, key_of, open_endpoint
 from tunesmith.errors import EngineError, OverBudget
 from tunesmith.evaluate.evaluation import Arm, Measured
 from tunesmith.evaluate.instructions import proposed
@@ -27,6 +27,18 @@ SHOWN = 16
 def answers_folder() -> Path:
     """Where the answers of endpoints are kept, whichever run asked for them."""
     return fetch.home() / "answers"
+
+
+def keys(recipe: Recipe) -> None:
+    """See that the keys of all endpoints are there, before anything is computed.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for section in ("external", "proposer", "judge"):
+        endpoint: Endpoint | None = getattr(recipe, section)
+        if endpoint is not None:
+            key_of(endpoint, section)
 
 
 async def proposals(recipe: Recipe, bench: Bench, screen: Screen) -> dict[str, Any]:

@@ -245,7 +245,9 @@ def _tested(folder: RunFolder, arm: Measured) -> list[Written]:
     rows = rows or demonstrations(read_jsonl(folder.data / "validation.jsonl"))
     asked = dict(zip(row_ids(rows), map(_asked, rows), strict=True))
     return [
-        Written(sample.id, sample.output, f"{asked.get(sample.id, sample.prompt)}\n{sample.reference}")
+        Written(
+            sample.id, sample.output, f"{asked.get(sample.id, sample.prompt)}\n{sample.reference}"
+        )
         for sample in arm.samples
     ]
 

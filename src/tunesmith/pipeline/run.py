@@ -26,6 +26,7 @@ from tunesmith.pipeline import advice as advising
 from tunesmith.pipeline import (
     conclude,
     curve,
+    decide,
     external,
     forget,
     learn,
@@ -97,6 +98,7 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     began = time.monotonic()
     prepare.comparable(recipe)
     forget.gather(recipe)
+    external.keys(recipe)
     under_way = open_run(recipe, out=out, screen=screen, command=command)
     folder = under_way.folder
     if folder.finished:
@@ -409,13 +411,17 @@ async def _compare(run: Run) -> conclude.Findings:
         if theirs is not None:
             measured[theirs.arm] = theirs
             _write_samples(run, theirs)
+        beside = await decide.beside(
+            bench, arms, measured, rows, run.recipe, run.folder, run.screen,
+            rows_at_once=measure.CONCURRENCY,
+        )  # fmt: skip
         # At once: nobody's latency is reported any more.
         bench = replace(bench, told=measure.as_one(bench.told, "noise and advice"))
         async with measure.meanwhile(bench.noise(measured.get("base"), rows)) as again:
             some = measure.shuffled(held, seed)[:ADVICE_ROWS]
             advice = await _final_advice(run, bench, some, arms)
             noise = await again
-    return conclude.Findings(measured, bench.chosen, noise, parity, details, advice, about)
+    return conclude.Findings(measured, bench.chosen, noise, parity, details, advice, about, beside)
 
 
 def _prompt_details(explored: dict[str, Any]) -> dict[str, dict[str, Any]]:

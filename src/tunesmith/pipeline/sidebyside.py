@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import combinations
 from typing import Any
 
 from tunesmith.chat import SamplingParams, answer_text
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import UsageError
-from tunesmith.evaluate.comparison import compare
+from tunesmith.evaluate.comparison import compare_all
 from tunesmith.evaluate.evaluation import Arm, Measured
 from tunesmith.evaluate.evaluation import evaluate as evaluate_arm
 from tunesmith.models import fetch
@@ -59,7 +58,7 @@ def evaluate(recipe: Recipe, arms: Sequence[str], screen: Screen) -> dict[str, A
     prepare.refuse(prepared, data, report)
     rows = prepare.demonstrations(prepared.dataset)[: recipe.evaluate.limit]
     measured, chosen = asyncio.run(_measure(arms, places, tuned, rows, recipe, template, screen))
-    pairs = [compare(a, b, chosen.primary) for a, b in combinations(measured, 2)]
+    pairs = compare_all(measured, chosen.primary)
     return {
         "primary": chosen.primary,
         "graders": chosen.reason,
