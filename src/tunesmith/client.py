@@ -181,6 +181,39 @@ class EngineClient(OpenAIChat):
         """Natural-log probability of each token of `answer`, the end-of-turn token included."""
         return list((await self.score(messages, answer, tools)).logprobs)
 
+    async def text_logprobs(self, text: str | Sequence[int]) -> list[float]:
+        """Natural-log probability of each token behind the first of a text, or of ids, as it stands.
+
+        Raises:
+            EngineError: the engine cannot be reached or refuses.
+        """
+        asked = text if isinstance(text, str) else list(text)
+        try:
+            answer = await self._client.completions.create(
+                model=self.model, prompt=asked, max_tokens=0, echo=True, logprobs=0
+            )
+        except openai.OpenAIError as error:
+            raise self._failed("a text's log-probabilities", error) from error
+        told = answer.choices[0].logprobs
+        # Nothing is before the first token, so nothing says how likely it is.
+        return list((told and told.token_logprobs) or ())[1:]
+
+
+async def embed(
+    client: AsyncOpenAI, model: str, rows: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """The vectors of texts given as a sentence encoder's token ids, in their order.
+
+    Raises:
+        EngineError: the server cannot be reached or refuses.
+    """
+    try:
+        asked = [list(row) for row in rows]
+        answer = await client.embeddings.create(model=model, input=asked)
+    except openai.OpenAIError as error:
+        raise EngineError(f"{model} made no vectors: {error}") from error
+    return [item.embedding for item in answer.data]
+
 
 async def add_adapter(client: AsyncOpenAI, name: str, folder: str) -> None:
     """Load a LoRA folder into an engine process under a name.

@@ -9,12 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
-from tunesmith.api.embeddings import COMMAND
 from tunesmith.errors import EngineError
 from tunesmith.models.encoder import Encoder
 from tunesmith.serve import engines
 from tunesmith.serve.encoder_wire import read_vectors
-from tunesmith.serve.engines import EngineSpec
+from tunesmith.serve.engines import ENCODER_COMMAND, EngineSpec
 
 
 def test_the_process_answers_with_the_librarys_vectors_to_its_key_alone(
@@ -22,7 +21,7 @@ def test_the_process_answers_with_the_librarys_vectors_to_its_key_alone(
 ) -> None:
     async def go() -> None:
         spec = EngineSpec(tiny_encoder, "tiny", dtype="float32")
-        started = await engines.start(spec, log=tmp_path / "log", command=COMMAND)
+        started = await engines.start(spec, log=tmp_path / "log", command=ENCODER_COMMAND)
         async with started as engine, httpx.AsyncClient(timeout=60, trust_env=False) as http:
             asked = {"model": "tiny", "encoding_format": "base64"}
 
@@ -50,7 +49,9 @@ def test_the_process_answers_with_the_librarys_vectors_to_its_key_alone(
 def test_a_folder_that_is_no_encoder_is_named_without_a_stack_trace(tmp_path: Path) -> None:
     async def go() -> None:
         with pytest.raises(EngineError, match=r"modules\.json is not there") as caught:
-            await engines.start(EngineSpec(tmp_path, "none"), log=tmp_path / "log", command=COMMAND)
+            await engines.start(
+                EngineSpec(tmp_path, "none"), log=tmp_path / "log", command=ENCODER_COMMAND
+            )
         assert "Traceback" not in str(caught.value)
 
     asyncio.run(go())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from tunesmith.api.pages import router
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ENCODER, ENCODERS
 from tunesmith.serve.encoder_wire import MAX_INPUTS, EmbeddingRequest, read_vectors
+from tunesmith.serve.engines import ENCODER_COMMAND
 from tunesmith.serve.hangup import while_connected
 from tunesmith.serve.router import Deployment, Router
 from tunesmith.serve.wire import Refusal
 
-COMMAND = (sys.executable, "-m", "tunesmith.serve.encoder")
 JSON = "application/json"
 
 
@@ -38,7 +37,7 @@ class EmbeddingRoutes:
     ) -> None:
         self._http = http
         self._names = {name: name for name in ENCODERS} | dict(names or {})
-        self._router = Router(logs=logs, command=COMMAND)
+        self._router = Router(logs=logs, command=ENCODER_COMMAND)
 
     @property
     def names(self) -> tuple[str, ...]:

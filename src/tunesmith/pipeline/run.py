@@ -22,7 +22,7 @@ from tunesmith.evaluate.prompting import PromptPlan
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import conclude, learn, machine, measure, prepare
+from tunesmith.pipeline import conclude, learn, machine, measure, prepare, quality
 from tunesmith.pipeline.begin import Screen, begin
 from tunesmith.pipeline.folder import Clock, RunFolder
 from tunesmith.pipeline.measure import Bench
@@ -89,6 +89,13 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     prepare.measurable(under_way.prepared)
     clock = Clock(folder, began)
     clock.started("check")
+    quality.glance(
+        folder,
+        under_way.rows("train"),
+        seconds=under_way.recipe.data.quality_seconds,
+        seed=under_way.recipe.train.seed,
+        screen=screen,
+    )
     clock.done("check")
     with Store.at(fetch.home()) as store:
         if store.find_run(folder.id) is None:
@@ -176,6 +183,14 @@ def compare(run: Run) -> None:
     run.report = conclude.build(
         run.folder, run.recipe, run.model, run.prepared.counts(), run.tuned, found
     )
+    run.report["behind"] = quality.behind(
+        run.folder,
+        found.arms,
+        run.rows("train"),
+        primary=found.chosen.primary,
+        seed=run.recipe.train.seed,
+        screen=run.screen,
+    )
 
 
 STEPS = (("explore", explore), ("train", train), ("compare", compare))
@@ -252,6 +267,8 @@ async def _explore(run: Run) -> dict[str, Any]:
     async with _engines(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
+        if run.recipe.data.quality_seconds:
+            await quality.greet(run.folder, engine.chat(), run.template, bench.train, run.screen)
         bench = replace(bench, told=measure.as_one(bench.told, "without tuning"))
 
         async def plain(kind: str) -> float:

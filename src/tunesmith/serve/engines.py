@@ -28,6 +28,8 @@ COMMANDS: Mapping[EngineKind, Sequence[str]] = {
     "llama.cpp": (sys.executable, "-m", "tunesmith.serve.llamacpp"),
 }
 """What runs an engine of each kind; the path of its spec follows."""
+ENCODER_COMMAND = (sys.executable, "-m", "tunesmith.serve.encoder")
+"""What runs a sentence encoder."""
 START_SECONDS = 300.0
 STOP_SECONDS = 8.0
 
