@@ -63,10 +63,10 @@ def test_the_temperature_makes_the_labels_likelier_and_never_sharper() -> None:
 
 
 def test_a_label_is_contradicted_below_chance_where_another_is_usual() -> None:
-    likely = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.95, 0.05], [0.45, 0.55]])
-    best, named = contradicted(likely, np.array([0, 0, 1, 1, 0]))
-    assert best.tolist() == [0, 0, 1, 0, 1]
-    assert named.tolist() == [False, False, False, True, True]
+    likely = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.95, 0.05], [0.2, 0.8], [0.45, 0.55]])
+    best, named = contradicted(likely, np.array([0, 0, 1, 1, 0, 0]))
+    assert best.tolist() == [0, 0, 1, 0, 1, 1]
+    assert named.tolist() == [False, False, False, True, True, False]
 
 
 def test_fields_of_json_with_few_values_are_columns() -> None:

@@ -280,3 +280,18 @@ def test_a_resumed_run_draws_each_step_once() -> None:
     again = [*events, {"type": "step", "step": 2, "loss": 7.0}]
     html = page.render(a_report(), **{**inputs(), "events": again})
     assert "train loss from 9.00 at step 1 to 7.00 at step 2" in html
+
+
+def test_rows_behind_wrong_answers_are_shown_escaped_and_only_where_there_are_any() -> None:
+    near = {"row": "train.jsonl:12", "cosine": 0.93, "answer": HOSTILE, "carries": True}
+    item = {
+        **{"id": "test:1", "prompt": HOSTILE, "reference": "r", "output": HOSTILE},
+        **{"sentence": "answered as train.jsonl:12 does", "by_prompt": [near], "by_answer": []},
+    }
+    shown = page.render({**a_report(), "behind": [item]}, **inputs())
+    parse(shown)
+    assert "answered as train.jsonl:12 does" in shown
+    assert "<script>" not in shown
+    for nothing in ([], {"value": None, "reason": "left out"}):
+        assert "Behind wrong" not in page.render({**a_report(), "behind": nothing}, **inputs())
+    assert "Behind wrong" not in page.render(a_report(), **inputs())

@@ -49,5 +49,7 @@ def word_vectors(texts: Sequence[str]) -> Vectors:
     width = min(WIDTH, *(size - 1 for size in x.shape))
     if width < 1:
         return np.ones((len(texts), 1), np.float32)
-    dense = TruncatedSVD(width, random_state=0).fit_transform(x).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        # Texts that are all the same have no variance to explain.
+        dense = TruncatedSVD(width, random_state=0).fit_transform(x).astype(np.float32)
     return dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-9)

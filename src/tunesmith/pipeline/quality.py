@@ -109,7 +109,7 @@ async def see(
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     began, done = time.monotonic(), 0
     vectors: dict[int, tuple[Any, Any]] = {}
-    while done < len(rows) and time.monotonic() - began < seconds:
+    while done < len(rows) and (not done or time.monotonic() - began < seconds):
         part = order[done : done + PIECE]
         prompts = await distinct(embed, [asked(rows[place]) for place in part])
         answers = prompts
