@@ -118,7 +118,7 @@ def diversity(vectors: Vectors, near: Near, where: Sequence[str]) -> Iterator[Fi
     yield Finding(
         "diversity",
         severity,
-        tuple(where[place] for place in densest[:NAMED_ROWS].tolist()),
+        tuple(where[int(place)] for place in densest[:NAMED_ROWS]),
         f"as diverse as {vendi_score(vectors):,.0f} rows without anything in common (Vendi score) "
         f"of {len(where):,}; {rows_said(len(alike))} ({share:.0%}) ask nearly what another asks",
         "tunesmith check --select N --out FILE keeps the N that differ most."

@@ -53,14 +53,14 @@ def wrong_labels(
     of = f"{field} " if field else ""
     return [
         Suspect(
-            place,
-            where[place],
+            int(place),
+            where[int(place)],
             "labels",
             float(likely[row, best[row]] - likely[row, given[row]]),
             f"{of}{str(names[given[row]])!r}, which the others give {likely[row, given[row]]:.1%}, and "
             f"{str(names[best[row]])!r} {likely[row, best[row]]:.0%}",
         )
-        for row, place in zip(np.flatnonzero(named), usable[named].tolist(), strict=True)
+        for row, place in zip(np.flatnonzero(named), usable[named], strict=True)
     ]
 
 
