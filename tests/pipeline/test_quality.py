@@ -97,12 +97,13 @@ def test_vectors_stop_when_the_time_is_over_and_say_of_which_rows_they_are(
 
 
 def asked_base(
-    model: Path, template: ChatTemplate, rows: list[Conversation], log: Path
-) -> quality.Looked:
-    async def go() -> quality.Looked:
-        spec = engines.EngineSpec(model, "base", dtype="float32", max_rows=8)
-        async with await engines.start(spec, log=log) as engine:
-            return await quality.ask_base(engine.chat(), template, rows, seed=0, most=6)
+    model: Path, templates: list[ChatTemplate], rows: list[Conversation], log: Path
+) -> list[quality.Looked]:
+    async def go() -> list[quality.Looked]:
+        async with await engines.start(engines.EngineSpec(model, "base"), log=log) as engine:
+            base = engine.chat()
+            asked = [quality.ask_base(base, each, rows, seed=0, most=6) for each in templates]
+            return [await looked for looked in asked]
 
     return asyncio.run(go())
 
@@ -119,12 +120,11 @@ def test_a_foreign_chat_template_is_found_on_the_default_model_and_its_own_is_no
         "{% if add_generation_prompt %}\n\n### Response:\n{% endif %}"
     )
     foreign = ChatTemplate(own.tokenizer, alpaca, specials={}, stops=own.end_of_turn, context=2048)
-    found = asked_base(default_model, own, rows, tmp_path / "log")
+    found, other = asked_base(default_model, [own, foreign], rows, tmp_path / "log")
     assert found.numbers["template_nats"] < 0.1
     assert not [finding for finding in found.findings if finding.check == "template"]
-    found = asked_base(default_model, foreign, rows, tmp_path / "log")
-    assert found.numbers["template_nats"] > 1.5
-    assert [f.severity for f in found.findings if f.check == "template"] == ["warning"]
+    assert other.numbers["template_nats"] > 1.5
+    assert [f.severity for f in other.findings if f.check == "template"] == ["warning"]
 
 
 def test_the_base_says_what_each_answer_and_the_template_cost(
@@ -132,7 +132,7 @@ def test_the_base_says_what_each_answer_and_the_template_cost(
 ) -> None:
     model = tiny()
     rows = [conversation(n, f"say {n}", "four") for n in range(8)]
-    found = asked_base(model, ChatTemplate.load(model), rows, tmp_path / "log")
+    (found,) = asked_base(model, [ChatTemplate.load(model)], rows, tmp_path / "log")
     # A random model of 260 tokens: about log(260) nats, more as its weights are large.
     assert 2 < found.numbers["answer_nats"] < 20
     assert "template" in {finding.check for finding in found.findings}
