@@ -24,7 +24,7 @@ FEWEST = 40
 MOST_VALUES = 30
 SHRINKAGE = 0.5
 SURE = 0.3
-CLEARLY = 3.0
+CLEARLY = 1.5
 
 Probabilities = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def wrong_labels(
     Confident learning (Northcutt et al. 2021, arXiv:1911.00068): five folds of a linear discriminant
     with a shrunk covariance, tempered to its held-out likelihood (Guo et al. 2017,
     arXiv:1706.04599). A row is named where its label is less likely than one drawn at random would
-    be, and another label, three times as likely, at least as likely as it usually is in its own rows;
+    be, and another label, half again as likely, at least as likely as it usually is in its own rows;
     or where its label is half as likely as that and another clearly likely. Labels of under five rows are left out.
 
     Args:
