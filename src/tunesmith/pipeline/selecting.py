@@ -16,9 +16,10 @@ from tunesmith.pipeline.quality import Looked, Seen
 
 def choose_rows(seen: Seen, found: Looked, count: int, seed: int) -> Selection:
     """The rows to keep; every row that something speaks against is left while there are others."""
-    suspects: dict[int, str] = {}
-    for suspect in found.suspects:
-        suspects.setdefault(suspect.place, f"{suspect.check}: {suspect.why}")
+    # By name: checks that look at a sample count their own places.
+    against = {item.row: f"{item.check}: {item.why}" for item in found.suspects}
+    named = [(place, against.get(row.where)) for place, row in enumerate(seen.rows)]
+    suspects = {place: why for place, why in named if why is not None}
     return select(
         seen.prompts,
         count,
