@@ -39,6 +39,7 @@ CHANGED: dict[str, Any] = {
     "data.max_bad": 0.5,
     "data.max_tokens": 100,
     "data.limit": 10,
+    "data.quality_seconds": 5.0,
     "method.type": "cpt",
     "method.adapter": "dora",
     "method.embeddings": True,

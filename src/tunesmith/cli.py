@@ -109,6 +109,15 @@ def check(
     docs: Docs = None,
     seed: Seed = None,
     limit: Limit = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Ask the sentence encoder and the base too; minutes.")
+    ] = False,
+    select: Annotated[
+        int | None, typer.Option(help="Keep the best and most diverse N rows.", min=1)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Where --select writes them, as JSON lines.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -122,7 +131,7 @@ def check(
         validation=validation, test=test, seed=seed, limit=limit, docs=docs,
     )  # fmt: skip
     with Terminal(quiet=quiet or as_json, verbose=verbose) as screen:
-        found = checking.check(wanted, screen)
+        found = checking.check(wanted, screen, checking.Closer(deep, select, file))
         if as_json:
             print_json(found.value)
     if found.refused is not None:

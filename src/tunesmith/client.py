@@ -184,15 +184,16 @@ class EngineClient(OpenAIChat):
         """Natural-log probability of each token of `answer`, the end-of-turn token included."""
         return list((await self.score(messages, answer, tools)).logprobs)
 
-    async def text_logprobs(self, text: str) -> list[float]:
-        """Natural-log probability of each token of a text behind the first, without a template.
+    async def text_logprobs(self, text: str | Sequence[int]) -> list[float]:
+        """Natural-log probability of each token behind the first of a text, or of ids, as it stands.
 
         Raises:
             EngineError: the engine cannot be reached or refuses.
         """
+        asked = text if isinstance(text, str) else list(text)
         try:
             answer = await self._client.completions.create(
-                model=self.model, prompt=text, max_tokens=0, echo=True, logprobs=0
+                model=self.model, prompt=asked, max_tokens=0, echo=True, logprobs=0
             )
         except openai.OpenAIError as error:
             raise self._failed("a text's log-probabilities", error) from error

@@ -91,6 +91,10 @@ class DataSection(_Section):
     """Longest row in tokens; `auto` is the model's context."""
     limit: int | None = Field(default=None, ge=1)
     """A seeded random sample of this many rows."""
+    quality_seconds: float = Field(default=60.0, ge=0)
+    """Seconds in which a run compares its training rows by meaning, in search of wrong labels,
+    contradictions and outliers; 0 leaves out that and what is asked of the base. `check --deep` takes
+    its time."""
 
 
 class _Adapting(_Section):

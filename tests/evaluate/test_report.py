@@ -308,3 +308,18 @@ def test_a_difference_is_shown_by_its_interval_and_its_adjusted_p(p: float, said
     part = report["comparisons"][0]
     part.update({"a": "tuned", "b": "base", "low": 0.1, "high": 0.3, "p": 0.01, "p_adjusted": p})
     assert said in " ".join(parse(page.render(report, **inputs())).text)
+
+
+def test_rows_behind_wrong_answers_are_shown_escaped_and_only_where_there_are_any() -> None:
+    near = {"row": "train.jsonl:12", "cosine": 0.93, "answer": HOSTILE, "carries": True}
+    item = {
+        **{"id": "test:1", "prompt": HOSTILE, "reference": "r", "output": HOSTILE},
+        **{"sentence": "answered as train.jsonl:12 does", "by_prompt": [near], "by_answer": []},
+    }
+    shown = page.render({**a_report(), "behind": [item]}, **inputs())
+    parse(shown)
+    assert "answered as train.jsonl:12 does" in shown
+    assert "<script>" not in shown
+    for nothing in ([], {"value": None, "reason": "left out"}):
+        assert "Behind wrong" not in page.render({**a_report(), "behind": nothing}, **inputs())
+    assert "Behind wrong" not in page.render(a_report(), **inputs())

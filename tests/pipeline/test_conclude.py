@@ -15,7 +15,9 @@ CONTRACT = {
     *("schema", "run", "model", "data", "arms", "primary", "comparisons", "forgetting"),
     *("overfitting", "advice", "verdict", "cost", "timings"),
 }
-OURS = {*["data_enough", "external", "goal", "graders", "judge", "memorising", "noise", "parity"]}
+OURS = {
+    *["behind", "data_enough", "external", "goal", "graders", "judge", "memorising", "noise", "parity"],
+}
 
 
 def measured(name: str, right: int, rows: int = 40) -> Measured:

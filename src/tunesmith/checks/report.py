@@ -16,7 +16,8 @@ class Finding:
     """One observation about the data.
 
     Args:
-        check: the check that made it: form, tokens, duplicates, leakage, privacy, balance, template.
+        check: the check that made it: form, tokens, duplicates, leakage, privacy, balance, template;
+            with models labels, contradictions, outliers, diversity, surprise.
         severity: an error stops a run, because training or its evaluation would be wrong.
         rows: the first twenty rows concerned as FILE:LINE; empty where it concerns all of them.
         message: what was found, with its count.

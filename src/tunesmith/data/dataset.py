@@ -134,6 +134,11 @@ class Dataset:
                 first = sources[original[index]]
                 yield Rejected(source, f"exact copy of {first.file}:{first.line}", row.shown())
 
+    def originals(self) -> Iterator[tuple[Source, Mapping[str, object]]]:
+        """The used rows as they were found, read anew."""
+        for _, source, row, _ in self._with(_USED):
+            yield source, row.load()
+
     def reject(self, reasons: Mapping[Source, str]) -> Iterator[Rejected]:
         """The used rows of these sources, with the reason why each is not used after all."""
         for _, source, row, _ in self._with(_USED):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DataError, ModelError
+from tunesmith.checks.report import by_severity
+from tunesmith.errors import DataError, ModelError, UsageError
 from tunesmith.evaluate import power
 from tunesmith.models import fetch
 from tunesmith.models.template import ChatTemplate
-from tunesmith.pipeline import prepare
+from tunesmith.pipeline import prepare, quality, selecting
 from tunesmith.pipeline.begin import Screen
 from tunesmith.recipe import Recipe
 
@@ -27,9 +29,29 @@ class Checked:
     refused: DataError | None
 
 
-def check(recipe: Recipe, screen: Screen) -> Checked:
-    """Read, split and check; tokens are counted where the model can be had."""
-    template = None
+@dataclass(frozen=True, slots=True)
+class Closer:
+    """What is done beyond the checks that need no model.
+
+    Attributes:
+        deep: ask the encoder and the base.
+        select: keep so many rows, in `out`.
+    """
+
+    deep: bool = False
+    select: int | None = None
+    out: Path | None = None
+
+
+def check(recipe: Recipe, screen: Screen, closer: Closer = Closer()) -> Checked:
+    """Read, split and check; tokens are counted where the model can be had.
+
+    Raises:
+        UsageError: rows to select without a file to write them to.
+    """
+    if (closer.select is None) != (closer.out is None):
+        raise UsageError("--select N and --out FILE go together", expected="both, or neither")
+    model = template = None
     try:
         model = fetch.resolve(recipe.model.name, revision=recipe.model.revision, say=screen.say)
         template = ChatTemplate.load(model.folder)
@@ -48,6 +70,23 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
     report = prepare.examine(
         prepared, recipe.reading, template, lambda done: screen.progress("checking", done, None)
     )
+    extra: dict[str, Any] = {}
+    if (closer.deep or closer.select) and not report.errors:
+        seen, found = quality.examine(
+            prepared.dataset,
+            model if closer.deep else None,
+            template,
+            dtype=recipe.model.dtype,
+            seed=seed,
+            screen=screen,
+            most=quality.MOST_ROWS if closer.select is None else len(prepared.dataset),
+        )
+        report = replace(report, findings=by_severity([*report.findings, *found.findings]))
+        extra["quality"] = found.to_json()
+        if closer.select is not None and closer.out is not None:
+            kept = selecting.choose_rows(seen, found, closer.select, seed)
+            extra["selected"] = selecting.write(prepared, seen, kept, closer.out)
+            screen.say(selecting.sentence(extra["selected"]))
     screen.checked(prepared, report)
     ledger = prepare.weigh(prepared, template) if template else None
     missing = {"value": None, "reason": "the model is not here, so tokens are not counted"}
@@ -66,7 +105,7 @@ def check(recipe: Recipe, screen: Screen) -> Checked:
         prepare.refuse(prepared, recipe.reading, report)
     except DataError as error:
         refused = error
-    return Checked({"data": data, "findings": findings}, refused)
+    return Checked({"data": data, "findings": findings, **extra}, refused)
 
 
 def _power(rows: int) -> dict[str, Any]:

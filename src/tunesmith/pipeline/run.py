@@ -33,6 +33,7 @@ from tunesmith.pipeline import (
     machine,
     measure,
     prepare,
+    quality,
     retrieve,
 )
 from tunesmith.pipeline import cost as costing
@@ -107,6 +108,13 @@ def run(recipe: Recipe, *, out: Path | None, screen: Screen, command: str, ask: 
     prepare.measurable(under_way.prepared)
     clock = Clock(folder, began)
     clock.started("check")
+    quality.glance(
+        folder,
+        under_way.rows("train"),
+        seconds=under_way.recipe.data.quality_seconds,
+        seed=under_way.recipe.train.seed,
+        screen=screen,
+    )
     clock.done("check")
     with Store.at(fetch.home()) as store:
         if store.find_run(folder.id) is None:
@@ -226,6 +234,14 @@ def compare(run: Run) -> None:
     )
     theirs = run.recipe.external.model if run.recipe.external else None
     costing.into(run.report, run.folder, run.recipe, found.arms, external=theirs)
+    run.report["behind"] = quality.behind(
+        run.folder,
+        found.arms,
+        run.rows("train"),
+        primary=found.chosen.primary,
+        seed=run.recipe.train.seed,
+        screen=run.screen,
+    )
 
 
 Step = tuple[str, Callable[[Run], None]]
@@ -326,6 +342,8 @@ async def _explore(run: Run) -> dict[str, Any]:
     async with _engines(run, tuned=False) as engine:
         bench = _bench(run, engine)
         run.screen.say(bench.chosen.reason)
+        if run.recipe.data.quality_seconds:
+            await quality.greet(run.folder, engine.chat(), run.template, bench.train, run.screen)
         made = await external.proposals(run.recipe, bench, run.screen)
         tests, texts = run.prepared.counts()["test"], made["texts"]
         theirs = await external.explore(run.recipe, bench, validation, tests, texts, run.screen)
