@@ -16,7 +16,17 @@ CONTRACT = {
     *("overfitting", "advice", "verdict", "cost", "timings"),
 }
 OURS = {
-    *["behind", "data_enough", "external", "goal", "graders", "judge", "memorising", "noise", "parity"],
+    *[
+        "behind",
+        "data_enough",
+        "external",
+        "goal",
+        "graders",
+        "judge",
+        "memorising",
+        "noise",
+        "parity",
+    ],
 }
 
 

@@ -153,7 +153,7 @@ def test_retrieval_is_measured_by_itself_with_intervals(ended: Any, folder: RunF
 def test_the_second_adapter_is_trained_on_lessons_and_served_as_trained(
     ended: Any, folder: RunFolder
 ) -> None:
-    own = retrieve.place(folder)
+    own = RunFolder(folder.path / "rag")
     assert (own.adapter / "adapter_model.safetensors").is_file()
     assert list((own.path / "checkpoints").glob("step-*"))
     plain, lessons = folder.read_lines("data/train.jsonl"), own.read_lines("data/train.jsonl")
@@ -175,7 +175,7 @@ def test_the_runs_own_rows_are_not_indexed_and_that_is_said(ended: Any, folder: 
     assert len(said) == 1
     assert "copy.jsonl" in said[0]
     assert any(f["check"] == "documents" for f in folder.read_json("findings.json"))
-    chunks = (retrieve.place(folder).path / "index" / "chunks.jsonl").read_text()
+    chunks = (RunFolder(folder.path / "rag").path / "index" / "chunks.jsonl").read_text()
     assert "copy.jsonl" not in chunks
     assert "What does" not in chunks
 
@@ -183,7 +183,7 @@ def test_the_runs_own_rows_are_not_indexed_and_that_is_said(ended: Any, folder: 
 def test_the_index_is_kept_for_the_next_run_over_the_same_files(
     ended: Any, folder: RunFolder
 ) -> None:
-    own = known_vectors(retrieve.place(folder).path / "index")
+    own = known_vectors(RunFolder(folder.path / "rag").path / "index")
     (cache,) = (Path(folder.path.parent) / "home" / "indexes").iterdir()
     kept = known_vectors(cache)
     assert len(own) == len(ANIMALS)

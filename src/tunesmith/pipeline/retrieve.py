@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.chat import Message, Tool, answer_text
 from tunesmith.data.examples import Conversation
@@ -27,6 +27,7 @@ from tunesmith.pipeline.advice import answers
 from tunesmith.pipeline.embedding import embedding, encoder
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.pipeline.measure import CONCURRENCY, Bench
+from tunesmith.pipeline.under_way import Run
 from tunesmith.rag import quality, retrieval
 from tunesmith.rag.chunks import chunk
 from tunesmith.rag.documents import Documents
@@ -35,23 +36,10 @@ from tunesmith.rag.retrieval import Library, Retrieval, question
 from tunesmith.recipe import RETRIEVING
 from tunesmith.serve.engines import Engine, Engines
 
-if TYPE_CHECKING:
-    from tunesmith.pipeline.run import Run
-
 CITATION_TOKENS = 16
 NO_ENCODER = "none: words alone"
 PASSAGES = 3
 """Without validation rows to choose the number by."""
-
-
-def place(folder: RunFolder) -> RunFolder:
-    """Where the arms that retrieve keep what is theirs."""
-    return RunFolder(folder.path / "rag")
-
-
-def name(run: Run) -> str:
-    """What the engine calls the model that was tuned to read passages."""
-    return f"{run.tuned}-rag"
 
 
 async def explore(run: Run, bench: Bench, held: Sequence[Conversation]) -> dict[str, Any] | None:
@@ -100,7 +88,7 @@ async def opened(run: Run, settled: Mapping[str, Any], chosen: Chosen) -> AsyncG
     documents = run.prepared.documents
     assert documents is not None
     spec = None if settled["encoder"] == NO_ENCODER else encoder(run.screen.say)
-    kept = place(run.folder).path / "index"
+    kept = run.reading.path / "index"
     cache = _cache(run.recipe.data.docs, spec)
     known = known_vectors(kept) or known_vectors(cache)
     log = run.folder.path / "encoder.log"
@@ -128,7 +116,7 @@ def train(run: Run) -> None:
     settled = run.folder.read_json("explore.json")["rag"]
     if settled is None or "rag+tuned" not in run.recipe.arms:
         return
-    folder = place(run.folder)
+    folder = run.reading
     if not (folder.data / "train.jsonl").is_file():
         asyncio.run(_write_lessons(run, settled, folder))
     if not learn.trained(folder):
@@ -171,7 +159,7 @@ async def _write_lessons(run: Run, settled: Mapping[str, Any], folder: RunFolder
 
 def arm(kind: str, run: Run, bench: Bench, library: Library) -> Arm:
     """`rag`, the base shown passages, or `rag+tuned`, the model that was trained on them."""
-    return _arm(kind, bench, name(run) if kind == "rag+tuned" else None, library)
+    return _arm(kind, bench, run.reader if kind == "rag+tuned" else None, library)
 
 
 def _arm(kind: str, bench: Bench, model: str | None, library: Library) -> Arm:
@@ -205,12 +193,12 @@ async def details(
     found = await _quality(library, rows, _named(documents), run.recipe.train.seed)
     about = {key: settled[key] for key in ("words", "passages", "chunks", "encoder")}
     out: dict[str, dict[str, Any]] = {"rag": {"variants": tried, "retrieval": {**about, **found}}}
-    folder = place(run.folder)
+    folder = run.reading
     if folder.tuned is not None:
         held = prepare.demonstrations(read_jsonl(folder.data / "validation.jsonl"))
         if not held:
             held = prepare.demonstrations(read_jsonl(folder.data / "train.jsonl"))
-        parity = await measure.check_parity(engine, name(run), folder.path / "parity.json", held)
+        parity = await measure.check_parity(engine, run.reader, folder.path / "parity.json", held)
         out["rag+tuned"] = {"retrieval": {**about, **found}, "parity": asdict(parity)}
     return out
 
