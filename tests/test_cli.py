@@ -26,7 +26,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SCRIPT = [sys.executable, "-c", "from tunesmith.cli import main; main()"]
 SETTINGS = (
     *("train.epochs=6", "train.learning_rate=1e-2", "train.patience=0", "train.save_every=5"),
-    "evaluate.arms=[base,tuned]",
+    *("evaluate.arms=[base,tuned]", "forgetting.probe=false"),
 )
 STEPS = 90
 UNEQUAL = {"at", "seconds", "memory_mb"}

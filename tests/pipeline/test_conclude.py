@@ -65,17 +65,20 @@ def test_the_external_arm_is_compared_and_told_beside_the_others() -> None:
     arms = found(external=38, base=4, tuned=30)
     pairs = [(c.a, c.b) for c in arms.comparisons()]
     assert pairs == [("tuned", "base"), ("tuned", "external"), ("base", "external")]
-    said = arms.verdict(arms.comparisons(), None)
+    said = arms.verdict(arms.comparisons(), None, may_leave=False)
     assert said.ship
     assert "0.95 for the external model (-0.20" in said.sentence
 
 
 def test_the_verdict_follows_the_rows_and_the_goal() -> None:
     good = found(base=4, classical=10, prompt=8, tuned=36)
-    assert good.verdict(good.comparisons(), None).ship
-    assert not good.verdict(good.comparisons(), 0.95).ship
+    assert good.verdict(good.comparisons(), None, may_leave=False).ship
+    assert not good.verdict(good.comparisons(), 0.95, may_leave=False).ship
     without = found(base=4, prompt=8)
-    assert "not among the arms" in without.verdict(without.comparisons(), None).sentence
+    assert (
+        "not among the arms"
+        in without.verdict(without.comparisons(), None, may_leave=False).sentence
+    )
 
 
 def step(number: int, loss: float) -> dict[str, Any]:

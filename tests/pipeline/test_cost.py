@@ -97,12 +97,17 @@ def test_each_arm_costs_what_its_model_does(tmp_path: Path) -> None:
     known = pipeline.table(own)
     here = recipes.with_values(Recipe(), {"facts.usd_per_hour": 0.72})
 
-    def usd(arm: str, recipe: Recipe, external: str | None = None) -> Any:
-        return pipeline.serve(measured(arm), recipe, known, external)["usd_per_1000"]
+    def usd(arm: str, recipe: Recipe) -> Any:
+        return pipeline.serve(measured(arm), recipe, known)["usd_per_1000"]
+
+    def theirs(model: str, **prices: float) -> Any:
+        there = {"base_url": "https://there/v1", "model": model, **prices}
+        return usd("external", recipes.parse({"external": there}))
 
     # 500 in and 50 out at 2 and 10 US$ a million; 64 at once, 3.2 s each, 0.72 US$ an hour.
-    assert usd("external", here, "big")["value"] == pytest.approx(1.5)
-    assert "no row for bigger" in usd("external", here, "bigger")["reason"]
+    assert theirs("big")["value"] == pytest.approx(1.5)
+    assert "no row for bigger" in theirs("bigger")["reason"]
+    assert theirs("big", usd_per_1m_in=4, usd_per_1m_out=20)["value"] == pytest.approx(3)
     assert usd("tuned", here)["value"] == pytest.approx(0.01)
     assert usd("tuned", Recipe())["value"] is None
     named = recipes.with_values(here, {"model.name": "big"})
@@ -115,18 +120,19 @@ def test_the_break_even_is_worked_by_hand(tmp_path: Path) -> None:
     own.write_text(PRICED)
     known = pipeline.table(own)
     recipe = recipes.with_values(
-        Recipe(), {"facts.usd_per_hour": 0.1, "facts.knowledge_changes": "monthly"}
+        recipes.parse({"external": {"base_url": "https://there/v1", "model": "big"}}),
+        {"facts.usd_per_hour": 0.1, "facts.knowledge_changes": "monthly"},
     )
     work = cost.Work(1000, 100, 1, 1000, 10**8, 10**6, False)
     calls = {"external": {"usd_per_1000": Amount.known(1.5).to_json()}, "tuned": {}}
-    found = pipeline.even(work, Amount.known(12), calls, recipe, known, "big")
+    found = pipeline.even(work, Amount.known(12), calls, recipe, known)
     # 730 h at 0.1 US$, and 12 * (1 + 1/12) for training: 86 US$ a month, 1.5 US$ for 1,000 calls.
     assert found[0]["usd_per_month"]["value"] == pytest.approx(86)
     assert found[0]["calls_per_month"]["value"] == pytest.approx(86 / 1.5 * 1000)
     assert (found[0]["tuned_on"], found[0]["instead_of"]) == ("this machine", "big")
-    assert pipeline.even(work, Amount.known(12), {}, recipe, known, None) == []
+    assert pipeline.even(work, Amount.known(12), {}, recipe, known) == []
     kept = recipes.with_values(recipe, {"facts.data_may_leave": "no"})
-    assert pipeline.even(work, Amount.known(12), calls, kept, known, "big") == []
+    assert pipeline.even(work, Amount.known(12), calls, kept, known) == []
     planned = {"seconds": Amount.known(7200).to_json()}
     assert [way.usd.value for way in pipeline.ways(work, planned, kept, known)] == [0.2]
 

@@ -88,7 +88,7 @@ def test_every_auto_becomes_a_number_and_the_settled_recipe_splits_alike(
     left = [
         f"{section}.{key}"
         for section, values in settled.model_dump().items()
-        for key, value in values.items()
+        for key, value in (values or {}).items()
         if value == "auto"
     ]
     # Which layout each file has is told and no number; the trainer says what dtype it took, and

@@ -15,15 +15,13 @@ from tunesmith import recipe as recipes
 from tunesmith.errors import UsageError
 from tunesmith.models.catalog import CARD, ENCODER, ENCODERS
 from tunesmith.models.fetch import weights_hash
-from tunesmith.pipeline import prepare, retrieve
+from tunesmith.pipeline import prepare
 from tunesmith.pipeline import run as pipeline
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.rag.index import known_vectors
 from tunesmith.recipe import Recipe
 from tunesmith.testing import tiny_model
 
-# Eleven processes are started one after another: minutes on a machine that is busy otherwise.
-pytestmark = pytest.mark.timeout(900)
 ANIMALS = ["otter", "heron", "zebra", "whale", "tapir", "gecko", "moose", "raven"]
 
 
@@ -76,6 +74,8 @@ def asked(zoo: Path) -> Recipe:
         "evaluate.max_tokens": 16,
         "data.validation": 12,
         "data.test": 12,
+        "evaluate.forecast": False,
+        "forgetting.probe": False,
     }
     return recipes.with_values(Recipe(), values)
 
@@ -120,7 +120,9 @@ def test_both_arms_are_measured_beside_the_others(ended: Any, folder: RunFolder)
     report = ended[0].report
     assert [arm["kind"] for arm in report["arms"]] == ["base", "tuned", "rag", "rag+tuned"]
     assert len(report["comparisons"]) == 6
-    assert list(report["timings"]) == ["check", "explore", "train", "train_rag", "compare"]
+    assert list(report["timings"]) == [
+        *("check", "forecast", "explore", "train", "curve", "probe", "train_rag", "compare"),
+    ]
     rows = folder.read_lines("samples/rag.jsonl")
     assert len(rows) == 12
     assert all(row["passages"] and "eats food number" in row["passages"][0] for row in rows)

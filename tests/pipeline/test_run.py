@@ -128,7 +128,13 @@ def test_full_fine_tuning_ends_in_a_model_that_is_compared_and_answers(
 ) -> None:
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
     recipe = recipes.with_values(
-        wanted, {"method.adapter": "full", "evaluate.arms": ["base", "tuned"]}
+        wanted,
+        {
+            "method.adapter": "full",
+            "evaluate.arms": ["base", "tuned"],
+            "evaluate.forecast": False,
+            "forgetting.probe": False,
+        },
     )
     ended = pipeline.run(recipe, out=None, screen=screen, command="", ask=False)
     folder = RunFolder(ended.folder)

@@ -32,8 +32,7 @@ def compare(run: Run) -> None:
     run.report["data_enough"] = curve.data_enough(
         run.folder, run.recipe, found.arms, found.chosen.primary
     )
-    theirs = run.recipe.external.model if run.recipe.external else None
-    costing.into(run.report, run.folder, run.recipe, found.arms, external=theirs)
+    costing.into(run.report, run.folder, run.recipe, found.arms)
     run.report["behind"] = quality.behind(
         run.folder,
         found.arms,

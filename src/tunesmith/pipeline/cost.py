@@ -190,14 +190,8 @@ def into(
     folder: RunFolder,
     recipe: Recipe,
     arms: Mapping[str, Measured],
-    *,
-    external: str | None = None,
 ) -> None:
-    """Put into a report what training cost, what each arm costs a call, and where tuned breaks even.
-
-    Args:
-        external: the name of the model behind the external arm.
-    """
+    """Put into a report what training cost, what each arm costs a call, and where tuned breaks even."""
     known, planned = table(), folder.read_json(FILE)
     section, spent = report["cost"], after(folder)
     section |= spent if "forecast" in spent else {"forecast": spent}
@@ -206,7 +200,7 @@ def into(
         took = Amount.known(spent["actual"]["seconds"])
         training = cost.here(took, hourly(recipe)).usd
     section["usd"] = training.value if training.value is not None else training.to_json()
-    serving = {name: serve(found, recipe, known, external) for name, found in arms.items()}
+    serving = {name: serve(found, recipe, known) for name, found in arms.items()}
     for arm in report["arms"]:
         usd = serving[arm["name"]]["usd_per_1000"]
         arm["usd_per_1000"] = usd["value"] if usd["value"] is not None else usd
@@ -215,7 +209,7 @@ def into(
         work = work_of(recipe, report["data"], folder.read_json("ledger.json"), planned)
         found = ways(work, planned, recipe, known)
         section["ways"] = [way.to_json() for way in _few(found)]
-        section["break_even"] = even(work, training, serving, recipe, known, external)
+        section["break_even"] = even(work, training, serving, recipe, known)
 
 
 def _few(found: Sequence[cost.Way]) -> list[cost.Way]:
@@ -224,19 +218,16 @@ def _few(found: Sequence[cost.Way]) -> list[cost.Way]:
     return [way for place in places for way in [w for w in found if w.place == place][:3]]
 
 
-def serve(
-    found: Measured, recipe: Recipe, known: Prices, external: str | None
-) -> dict[str, dict[str, Any]]:
+def serve(found: Measured, recipe: Recipe, known: Prices) -> dict[str, dict[str, Any]]:
     """Tokens, seconds and US dollars of an arm's calls: where its model has a price, by that."""
     rows = found.samples
     tokens_in, tokens_out, seconds = (
         cost.mean([getattr(row, name) for row in rows])
         for name in ("tokens_in", "tokens_out", "seconds")
     )
-    name = external if found.arm == "external" else recipe.model.name
-    row = known.model(name or "")
+    row = known.model(recipe.model.name)
     if found.arm == "external" and recipe.external:
-        usd = _theirs(tokens_in, tokens_out, recipe.external, row)
+        usd = _theirs(tokens_in, tokens_out, recipe.external, known)
     elif row and found.arm in ("base", "prompt", "rag"):
         usd = cost.per_1000(tokens_in, tokens_out, row)
     else:
@@ -245,15 +236,14 @@ def serve(
     return {key: part.to_json() for key, part in {**parts, "usd_per_1000": usd}.items()}
 
 
-def _theirs(
-    tokens_in: Amount, tokens_out: Amount, endpoint: Endpoint, row: TokenPrice | None
-) -> Amount:
+def _theirs(tokens_in: Amount, tokens_out: Amount, endpoint: Endpoint, known: Prices) -> Amount:
     """By the endpoint's own prices, else by the table's."""
     inward, outward = endpoint.usd_per_1m_in, endpoint.usd_per_1m_out
     if inward is not None and outward is not None:
         thousand = Amount.known(1000 / 1e6)
         each = (tokens_in * Amount.known(inward), tokens_out * Amount.known(outward))
         return (each[0] + each[1]) * thousand
+    row = known.model(endpoint.model)
     if row is not None:
         return cost.per_1000(tokens_in, tokens_out, row)
     return Amount.unknown(
@@ -268,7 +258,6 @@ def even(
     serving: Mapping[str, Mapping[str, Any]],
     recipe: Recipe,
     known: Prices,
-    external: str | None,
 ) -> list[dict[str, Any]]:
     """Calls a month from which the tuned model costs less than prompting a larger one.
 
@@ -286,8 +275,8 @@ def even(
         training = cost.rented(work, cheapest).usd
     hosting = cost.price(rate, "what a machine costs an hour") * Amount.known(cost.MONTH_HOURS)
     fixed = cost.upkeep(training, hosting, recipe.facts.knowledge_changes)
-    if external:
-        larger = [(external, Amount.of(serving["external"]["usd_per_1000"]))]
+    if recipe.external and "external" in serving:
+        larger = [(recipe.external.model, Amount.of(serving["external"]["usd_per_1000"]))]
     else:
         prompted = serving.get("prompt") or serving["tuned"]
         inward, outward = (Amount.of(prompted[key]) for key in ("tokens_in", "tokens_out"))

@@ -222,6 +222,7 @@ def finish(run: Run, store: Store) -> None:
         command=run.command,
     )
     folder.write_json("report.json", run.report)
+    run.report = folder.read_json("report.json")
     folder.write("report.html", page)
     said = run.report["verdict"]
     store.finish_run(folder.id, ship=said["ship"], sentence=said["sentence"])
