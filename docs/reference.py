@@ -12,7 +12,19 @@ from tunesmith.settings import Settings
 
 DOCS = Path(__file__).parent
 COMMANDS = (
-    *("", "run", "check", "advise", "cost", "train", "evaluate", "compare", "serve", "chat", "doctor"),
+    *(
+        "",
+        "run",
+        "check",
+        "advise",
+        "cost",
+        "train",
+        "evaluate",
+        "compare",
+        "serve",
+        "chat",
+        "doctor",
+    ),
     *("models", "models pull", "keys", "keys make", "keys log", "webhooks", "webhooks add"),
 )
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tunesmith.chat import Completion, Message, SamplingParams
 from tunesmith.endpoint import EndpointChat, Spent, cost, open_endpoint
 from tunesmith.errors import EngineError, OverBudget, UsageError
-from tunesmith.recipe import Endpoint
+from tunesmith.sections import Endpoint
 
 PARAMS = SamplingParams(max_tokens=10)
 PRICED = {"usd_per_1m_in": 10.0, "usd_per_1m_out": 100.0}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tunesmith import recipe
 from tunesmith.errors import UsageError
-from tunesmith.recipe import CPT, SFT, Recipe
+from tunesmith.recipe import Recipe
+from tunesmith.sections import CPT, SFT
 
 NAMED: dict[str, Any] = {
     "base_url": "https://there/v1",

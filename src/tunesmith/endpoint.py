@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from tunesmith.chat import Completion, Message, SamplingParams, Tool, to_openai
 from tunesmith.client import OpenAIChat, connect
 from tunesmith.errors import EngineError, OverBudget, UsageError
-from tunesmith.recipe import Endpoint
+from tunesmith.sections import Endpoint
 
 CONCURRENCY = 8
 """Requests under way at once: what the smallest rate limits bear."""

@@ -20,7 +20,7 @@ ALLOWED = (
     "b small strong ul li figure figcaption svg g text line circle polyline rect table caption "
     "thead tbody tr th td details summary pre article span footer"
 )
-PARTS = "verdict arms comparisons training ledger answers data more settings again"
+PARTS = "verdict advice arms comparisons training ledger answers data more settings again"
 UNMEASURED = "model data arms primary comparisons overfitting advice verdict cost timings noise"
 
 

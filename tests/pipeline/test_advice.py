@@ -8,7 +8,8 @@ import pytest
 from tunesmith import recipe as recipes
 from tunesmith.advise import Facts, advise
 from tunesmith.pipeline import advice
-from tunesmith.recipe import FactsSection, Recipe
+from tunesmith.recipe import Recipe
+from tunesmith.sections import FactsSection
 
 
 def rows(scores: Sequence[float], tokens: int = 10) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from tunesmith.data.formats import parse_example, with_answer
 from tunesmith.data.layout import KNOWN_COLUMNS, PASSAGES, Layout, recognise
 from tunesmith.data.values import Row
 from tunesmith.errors import DataError, RowError, UsageError
-from tunesmith.recipe import Format
+from tunesmith.sections import Format
 
 Refine = Callable[[Example], Sequence[Example]]
 _SAMPLE = 200

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.data.messages import MESSAGE_FIELDS
 from tunesmith.errors import UsageError
-from tunesmith.recipe import Format
+from tunesmith.sections import Format
 
 # Standard name -> the names it goes by, the likeliest first.
 _FIELDS: dict[Format, dict[str, tuple[str, ...]]] = {

@@ -23,7 +23,8 @@ from jinja2 import Environment, FileSystemLoader
 from jinja2.runtime import Undefined
 from markupsafe import Markup
 
-from tunesmith.evaluate import charts
+from tunesmith.evaluate import charts, curve
+from tunesmith.evaluate.headline import duration, headline
 
 HERE = Path(__file__).parent
 ORDER = ("worse", "better", "low", "high")
@@ -77,10 +78,13 @@ def render(
     primary = "" if _is_missing(report.get("primary")) else str(report["primary"])
     rows = _grouped(samples, primary)
     arms, comparisons = _listed(report, "arms"), _listed(report, "comparisons")
+    enough = report.get("data_enough")
     page = _environment().get_template("report.html.j2")
     text = page.render(
         report=report,
         css=Markup(css),
+        headline=headline(report),
+        learning=curve.drawing(enough) if isinstance(enough, Mapping) else None,
         digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         primary=primary,
         arms=arms,
@@ -89,7 +93,6 @@ def render(
         notes=_notes(arms),
         forest=_forest(f"{primary} of each arm", _arm_lines(arms, primary), None),
         comparisons=comparisons,
-        tuned_base=next((c for c in comparisons if (c["a"], c["b"]) == ("tuned", "base")), None),
         differences=_forest(
             f"difference in {primary}", _difference_lines(comparisons, primary), 0.0
         ),
@@ -311,14 +314,6 @@ def _probability(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else charts.number(float(value))
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{charts.number(float(seconds))} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
 def _environment() -> Environment:
     page = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -329,7 +324,7 @@ def _environment() -> Environment:
         "number": charts.number,
         "meaning": _meaning,
         "probability": _probability,
-        "duration": _duration,
+        "duration": duration,
         "words": lambda key: str(key).replace("_", " "),
     }
     return page

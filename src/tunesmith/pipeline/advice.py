@@ -11,7 +11,8 @@ from tunesmith import cost
 from tunesmith.advise import APPROACH, Advice, Evidence, Facts, Score
 from tunesmith.evaluate import statistics
 from tunesmith.evaluate.evaluation import Measured
-from tunesmith.recipe import FactsSection, Recipe
+from tunesmith.recipe import Recipe
+from tunesmith.sections import FactsSection
 
 Answers = Mapping[str, Sequence[Mapping[str, Any]]]
 """By kind of arm, each validation row as `answers` keeps it."""

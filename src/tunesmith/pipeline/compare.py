@@ -17,7 +17,7 @@ from tunesmith.pipeline import cost as costing
 from tunesmith.pipeline.explore import advice_of
 from tunesmith.pipeline.measure import Bench
 from tunesmith.pipeline.under_way import Run, bench_of, open_engines
-from tunesmith.recipe import RETRIEVING
+from tunesmith.sections import RETRIEVING
 
 ADVICE_ROWS = 100
 """Validation rows behind the final advice: enough to tell a lead of a tenth or two."""

@@ -21,7 +21,8 @@ from tunesmith.pipeline.begin import Screen
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.pipeline.measure import CONCURRENCY
 from tunesmith.prices import Prices, TokenPrice
-from tunesmith.recipe import Endpoint, Recipe
+from tunesmith.recipe import Recipe
+from tunesmith.sections import Endpoint
 
 FILE = "forecast.json"
 ASSUMED = (

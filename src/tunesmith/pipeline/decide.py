@@ -18,7 +18,8 @@ from tunesmith.pipeline.begin import Screen
 from tunesmith.pipeline.external import answers_folder
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.pipeline.measure import Bench
-from tunesmith.recipe import Judge, Recipe
+from tunesmith.recipe import Recipe
+from tunesmith.sections import Judge
 
 JUDGEMENTS = "judgements.jsonl"
 ALONE_ROWS = 6

@@ -17,7 +17,8 @@ from tunesmith.evaluate.prompts import diverse
 from tunesmith.models import fetch
 from tunesmith.pipeline.begin import Screen
 from tunesmith.pipeline.measure import Bench, search_entry
-from tunesmith.recipe import Endpoint, Recipe
+from tunesmith.recipe import Recipe
+from tunesmith.sections import Endpoint
 
 PROPOSALS = 3
 SHOWN = 16

@@ -26,7 +26,8 @@ from tunesmith.models.template import Chain, ChatTemplate
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.rag import documents as rag
 from tunesmith.rag.documents import Documents
-from tunesmith.recipe import RETRIEVING, DataSection, Recipe, with_values
+from tunesmith.recipe import Recipe, with_values
+from tunesmith.sections import RETRIEVING, DataSection
 from tunesmith.train import auto
 from tunesmith.train.spec import steps
 

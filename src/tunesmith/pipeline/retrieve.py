@@ -33,7 +33,7 @@ from tunesmith.rag.chunks import chunk
 from tunesmith.rag.documents import Documents
 from tunesmith.rag.index import Index, known_vectors
 from tunesmith.rag.retrieval import Library, Retrieval, question
-from tunesmith.recipe import RETRIEVING
+from tunesmith.sections import RETRIEVING
 from tunesmith.serve.engines import Engine, Engines
 
 CITATION_TOKENS = 16
