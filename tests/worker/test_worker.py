@@ -186,6 +186,8 @@ def whole(site: Site, made: Job) -> None:
     assert found.trained_tokens > 0
 
 
+# On SQLite jobs are killed in test_torture, and run whole in test_examples.
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_job_ends_with_all_it_makes_and_one_whose_worker_is_killed_ends_the_same(
     site: Site,
 ) -> None:
