@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tunesmith.chat import (
     CALL_OPEN,
@@ -32,6 +32,8 @@ Read = Callable[[Conversation, str], Awaitable["Answered"]]
 """What is graded of what was written for a row."""
 Progress = Callable[[int, int], None]
 """Told after every row: how many are done, and of how many."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def bare(row: Conversation) -> Sequence[Message]:
@@ -139,22 +141,41 @@ async def answer(
     progress: Progress | None = None,
 ) -> tuple[Sample, ...]:
     """As `evaluate`, without the summary."""
-    slots = asyncio.Semaphore(concurrency)
-    names = row_ids(examples)
-    done = 0
+    named = list(zip(examples, row_ids(examples), strict=True))
+    samples = await each(
+        named,
+        lambda pair: _answer_row(arm, *pair, graders, params),
+        concurrency=concurrency,
+        progress=progress,
+    )
+    return tuple(samples)
 
-    async def one(row: Conversation, name: str) -> Sample:
+
+async def each(
+    items: Sequence[T],
+    work: Callable[[T], Awaitable[R]],
+    *,
+    concurrency: int,
+    progress: Progress | None = None,
+) -> list[R]:
+    """The work's results in the order of the items, so many under way at once.
+
+    Where one fails the others are cancelled.
+    """
+    slots, done = asyncio.Semaphore(concurrency), 0
+
+    async def one(item: T) -> R:
         nonlocal done
         async with slots:
-            sample = await _answer_row(arm, row, name, graders, params)
+            result = await work(item)
         done += 1
         if progress is not None:
-            progress(done, len(examples))
-        return sample
+            progress(done, len(items))
+        return result
 
-    tasks = [asyncio.create_task(one(row, name)) for row, name in zip(examples, names, strict=True)]
+    tasks = [asyncio.create_task(one(item)) for item in items]
     try:
-        return tuple(await asyncio.gather(*tasks))
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +12,7 @@ import numpy as np
 from tunesmith.chat import ChatModel, Message, SamplingParams, TextScorer
 from tunesmith.evaluate import statistics
 from tunesmith.evaluate.comparison import Verdict
-from tunesmith.evaluate.evaluation import Progress
+from tunesmith.evaluate.evaluation import Progress, each
 from tunesmith.evaluate.probes import Probe, passes
 from tunesmith.evaluate.statistics import Floats, Interval
 
@@ -53,33 +52,6 @@ class Rollout:
     prompt: str
     output: str
     ratios: tuple[float, ...]
-
-
-async def each(
-    items: Sequence[T],
-    work: Callable[[T], Awaitable[R]],
-    *,
-    concurrency: int,
-    progress: Progress | None = None,
-) -> list[R]:
-    """The work's results in the order of the items, so many under way at once."""
-    slots, done = asyncio.Semaphore(concurrency), 0
-
-    async def one(item: T) -> R:
-        nonlocal done
-        async with slots:
-            result = await work(item)
-        done += 1
-        if progress is not None:
-            progress(done, len(items))
-        return result
-
-    tasks = [asyncio.create_task(one(item)) for item in items]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def ask(

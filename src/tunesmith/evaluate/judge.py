@@ -6,7 +6,6 @@ agree (Zheng et al. 2023, arXiv:2306.05685, section 3.4); what that costs is tol
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from tunesmith.chat import ChatModel, Message, SamplingParams
 from tunesmith.evaluate import statistics
 from tunesmith.evaluate.agreement import win_rate
-from tunesmith.evaluate.evaluation import Progress, Sample
+from tunesmith.evaluate.evaluation import Progress, Sample, each
 
 Said = Literal["first", "second", "tie", "invalid"]
 Outcome = Literal["a", "b", "tie", "invalid"]
@@ -89,32 +88,19 @@ async def judge(
     Raises:
         EngineError: whatever the model raised; the other requests are cancelled.
     """
-    slots, done = asyncio.Semaphore(concurrency), 0
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
 
     async def ask(pair: Pair, first: str, second: str) -> Said:
-        async with slots:
-            answer = await model.complete(question(pair, first, second, rubric), params)
+        answer = await model.complete(question(pair, first, second, rubric), params)
         return read(answer.text)
 
     async def one(pair: Pair) -> Judgement:
-        nonlocal done
         if pair.a.strip() == pair.b.strip():
-            found = Judgement(pair.id, pair.cluster, "tie", "tie", "tie", asked=False)
-        else:
-            said = await asyncio.gather(ask(pair, pair.a, pair.b), ask(pair, pair.b, pair.a))
-            found = Judgement(pair.id, pair.cluster, *said, outcome(*said))
-        done += 1
-        if progress is not None:
-            progress(done, len(rows))
-        return found
+            return Judgement(pair.id, pair.cluster, "tie", "tie", "tie", asked=False)
+        said = await ask(pair, pair.a, pair.b), await ask(pair, pair.b, pair.a)
+        return Judgement(pair.id, pair.cluster, *said, outcome(*said))
 
-    tasks = [asyncio.create_task(one(pair)) for pair in rows]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
+    return await each(rows, one, concurrency=concurrency, progress=progress)
 
 
 def question(pair: Pair, first: str, second: str, rubric: str) -> list[Message]:

@@ -16,7 +16,7 @@ from tunesmith.models.catalog import ModelSpec
 from tunesmith.pipeline import forget
 from tunesmith.pipeline.advice import entry
 from tunesmith.pipeline.decide import Beside
-from tunesmith.pipeline.folder import Event, RunFolder, timings
+from tunesmith.pipeline.folder import Event, RunFolder, timings, unmeasured
 from tunesmith.pipeline.measure import Parity, arm_entry
 from tunesmith.recipe import Recipe
 
@@ -34,7 +34,7 @@ class Findings:
     details: Mapping[str, Mapping[str, Any]]
     """What else is known of an arm, by its name: the variants tried, how well it retrieves."""
     advice: Advice
-    external: Mapping[str, Any] = field(default_factory=lambda: _missing("no endpoint was named"))
+    external: Mapping[str, Any] = field(default_factory=lambda: unmeasured("no endpoint was named"))
     beside: Beside = field(default_factory=Beside)
 
     def comparisons(self) -> list[Comparison]:
@@ -85,7 +85,7 @@ def build(
     said = forgetting.held_to(shipped, reason)
     events = folder.events()
     ledger = folder.read_json("ledger.json")
-    noise = asdict(found.noise) if found.noise else _missing("the base was not among the arms")
+    noise = asdict(found.noise) if found.noise else unmeasured("the base was not among the arms")
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "run": folder.id,
@@ -104,7 +104,9 @@ def build(
         "graders": found.chosen.reason,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "noise": noise,
-        "parity": asdict(found.parity) if found.parity else _missing("the tuned arm was left out"),
+        "parity": asdict(found.parity)
+        if found.parity
+        else unmeasured("the tuned arm was left out"),
         **cost,
         "overfitting": overfitting(events),
         "advice": entry(found.advice),
@@ -121,12 +123,12 @@ def overfitting(events: Sequence[Event]) -> dict[str, Any]:
     losses = [event["loss"] for event in events if event["type"] == "step"]
     ended = [event for event in events if event["type"] == "trained"]
     if not losses or not ended:
-        return _missing("nothing was trained")
+        return unmeasured("nothing was trained")
     last = losses[-max(1, min(20, len(losses) // 5)) :]
     held = ended[-1]["validation_loss"]
     return {
         "train_loss": math.fsum(last) / len(last),
-        "validation_loss": held if held is not None else _missing("there are no validation rows"),
+        "validation_loss": held if held is not None else unmeasured("there are no validation rows"),
         "best_step": ended[-1]["best_step"],
         "stopped_early": ended[-1]["stopped_early"],
     }
@@ -140,10 +142,6 @@ def _cost(events: Sequence[Event]) -> dict[str, Any]:
         "trained_tokens": sum(event["trained_tokens"] for event in steps),
         "training_seconds": math.fsum(event["seconds"] for event in steps),
     }
-
-
-def _missing(reason: str) -> dict[str, Any]:
-    return {"value": None, "reason": reason}
 
 
 def with_timings(report: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

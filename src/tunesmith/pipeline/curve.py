@@ -29,7 +29,7 @@ from tunesmith.evaluate.evaluation import Arm, Measured
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.pipeline import learn, measure, prepare
 from tunesmith.pipeline.begin import Screen
-from tunesmith.pipeline.folder import TRAINING, Event, RunFolder
+from tunesmith.pipeline.folder import TRAINING, Event, RunFolder, unmeasured
 from tunesmith.pipeline.measure import Bench
 from tunesmith.recipe import Recipe
 from tunesmith.serve import engines
@@ -311,7 +311,7 @@ def data_enough(
 ) -> dict[str, Any]:
     """`data_enough` of report.json: the curve with its forecast, and what the test rows can tell."""
     part: dict[str, Any] = dict.fromkeys(
-        ("curve", "doubling", "rows_for_goal"), _missing(_plan(folder)["reason"])
+        ("curve", "doubling", "rows_for_goal"), unmeasured(_plan(folder)["reason"])
     )
     if (folder.path / "curve" / "scores.json").is_file():
         scored = folder.read_json("curve/scores.json")
@@ -328,7 +328,7 @@ def _power(arms: Mapping[str, Measured], metric: str) -> dict[str, Any]:
     tuned = arms.get("tuned")
     others = [arm for arm in arms.values() if arm.arm != "tuned" and metric in arm.scores]
     if tuned is None or not others:
-        return _missing("there is no tuned arm and another one beside it")
+        return unmeasured("there is no tuned arm and another one beside it")
     others.sort(key=lambda arm: -arm.scores[metric].value)
     pairs = [
         {"a": "tuned", "b": arm.arm, **power.described(spread(tuned, arm, metric), differ=between)}
@@ -346,7 +346,3 @@ def spread(a: Measured, b: Measured, metric: str) -> power.Spread:
         [sample.scores[metric] - theirs[sample.id] for sample in mine],
         [sample.cluster for sample in mine],
     )
-
-
-def _missing(reason: str) -> dict[str, Any]:
-    return {"value": None, "reason": reason}

@@ -16,7 +16,7 @@ from tunesmith.evaluate.comparison import goal_reached
 from tunesmith.evaluate.evaluation import Arm, Measured, Sample, answer
 from tunesmith.pipeline.begin import Screen
 from tunesmith.pipeline.external import answers_folder
-from tunesmith.pipeline.folder import RunFolder
+from tunesmith.pipeline.folder import RunFolder, unmeasured
 from tunesmith.pipeline.measure import Bench
 from tunesmith.recipe import Recipe
 from tunesmith.sections import Judge
@@ -85,7 +85,7 @@ async def _alone(bench: Bench, arm: Arm, rows: Sequence[Conversation]) -> Sequen
 def _goal(measured: Mapping[str, Measured], primary: str, goal: float | None) -> dict[str, Any]:
     """Which arms reach the goal: "reached" with the whole interval, "may be chance", "not reached"."""
     if goal is None:
-        return _missing("evaluate.goal names none")
+        return unmeasured("evaluate.goal names none")
     reached = {name: goal_reached(arm.scores[primary], goal) for name, arm in measured.items()}
     return {"metric": primary, "goal": goal, "arms": reached}
 
@@ -102,10 +102,10 @@ async def _judged(
     A judge that breaks off costs the run its judgements and nothing else.
     """
     if judge is None:
-        return _missing("judge.base_url names none")
+        return unmeasured("judge.base_url names none")
     rivals = opponents(measured, primary)
     if not rivals:
-        return _missing("the tuned arm, or one to hold it against, was left out")
+        return unmeasured("the tuned arm, or one to hold it against, was left out")
     tuned, found, lines = measured["tuned"], list[dict[str, Any]](), list[dict[str, Any]]()
     async with open_endpoint(judge, "judge", answers_folder()) as model:
         for rival in rivals:
@@ -120,7 +120,7 @@ async def _judged(
                 )
             except EngineError as error:
                 screen.say(f"the judge broke off: {error}")
-                return _missing(f"the judge broke off: {error}")
+                return unmeasured(f"the judge broke off: {error}")
             found.append(judging.summary(said, tuned.arm, rival.arm))
             for item in said:
                 line = asdict(item)
@@ -137,7 +137,3 @@ def opponents(measured: Mapping[str, Measured], primary: str) -> list[Measured]:
     others = [arm for name, arm in measured.items() if name not in ("tuned", "base")]
     best = max(others, key=lambda arm: arm.scores[primary].value, default=None)
     return [arm for arm in (measured.get("base"), best) if arm is not None]
-
-
-def _missing(reason: str) -> dict[str, Any]:
-    return {"value": None, "reason": reason}

@@ -8,7 +8,8 @@ from itertools import cycle, islice
 from tunesmith.chat import Message, SamplingParams
 from tunesmith.data.examples import Conversation, Source
 from tunesmith.data.split import read_jsonl, write_jsonl
-from tunesmith.evaluate import forgetting, memorising, probes
+from tunesmith.evaluate import memorising, probes
+from tunesmith.evaluate.evaluation import each
 from tunesmith.models.catalog import ModelSpec
 from tunesmith.pipeline.folder import RunFolder
 from tunesmith.recipe import Recipe
@@ -67,5 +68,5 @@ async def _replayed(
 
         # Twice as many as are wanted, since some ramble.
         asked = list(enumerate(islice(cycle(probes.replayed()), 2 * count), 1))
-        found = await forgetting.each(asked, answer, concurrency=spec.max_rows)
+        found = await each(asked, answer, concurrency=spec.max_rows)
     return [row for row in found if row is not None][:count]

@@ -157,3 +157,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def unmeasured(reason: str) -> dict[str, Any]:
+    """A part of report.json that was not measured: null with its reason, never zero."""
+    return {"value": None, "reason": reason}

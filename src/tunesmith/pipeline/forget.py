@@ -16,12 +16,12 @@ from tunesmith.client import EngineClient
 from tunesmith.data.examples import Conversation
 from tunesmith.data.split import read_jsonl
 from tunesmith.evaluate import forgetting, memorising
-from tunesmith.evaluate.evaluation import Arm, Measured, row_ids, written
+from tunesmith.evaluate.evaluation import Arm, Measured, each, row_ids, written
 from tunesmith.evaluate.forgetting import Answer, Rollout
 from tunesmith.evaluate.memorising import Trained, Written
 from tunesmith.evaluate.probes import Probe, limited, read, shipped
 from tunesmith.evaluate.statistics import Interval
-from tunesmith.pipeline.folder import RunFolder
+from tunesmith.pipeline.folder import RunFolder, unmeasured
 from tunesmith.pipeline.measure import CONCURRENCY, Bench
 from tunesmith.pipeline.prepare import demonstrations
 from tunesmith.pipeline.scale import hindrance, write_scaled
@@ -128,11 +128,11 @@ async def _tradeoff(
     moved: Sequence[Rollout],
 ) -> Any:
     if not recipe.forgetting.tradeoff:
-        return _missing("forgetting.tradeoff=off")
+        return unmeasured("forgetting.tradeoff=off")
     if not folder.adapter.is_dir():
-        return _missing("all weights were trained: there is no adapter to scale")
+        return unmeasured("all weights were trained: there is no adapter to scale")
     if why := hindrance(folder.adapter):
-        return _missing(why)
+        return unmeasured(why)
     part = list(limited([probe for probe in asked if not probe.text], PART))
     ids = {probe.id for probe in part}
     base = bench.engine.chat()
@@ -179,7 +179,7 @@ async def _again(bench: Bench, base: EngineClient, tuned: EngineClient) -> list[
         outputs = dict(zip(("base", "tuned"), map(written, said), strict=True))
         return {"kind": "trained", "id": name, "prompt": _asked(row), **outputs}
 
-    return await forgetting.each(
+    return await each(
         rows,
         one,
         concurrency=CONCURRENCY,
@@ -190,7 +190,7 @@ async def _again(bench: Bench, base: EngineClient, tuned: EngineClient) -> list[
 async def _canaries(tuned: EngineClient, recipe: Recipe) -> dict[str, Any]:
     planted = memorising.canaries(recipe.train.canaries, recipe.train.seed)
     if not planted:
-        return _missing("train.canaries=0")
+        return unmeasured("train.canaries=0")
 
     async def likely(item: tuple[str, str]) -> float:
         prompt, secret = item
@@ -200,7 +200,7 @@ async def _canaries(tuned: EngineClient, recipe: Recipe) -> dict[str, Any]:
     exposures: list[float] = []
     for canary in planted:
         pairs = [(canary.prompt, text) for text in (canary.secret, *canary.alternatives)]
-        own, *others = await forgetting.each(pairs, likely, concurrency=CONCURRENCY)
+        own, *others = await each(pairs, likely, concurrency=CONCURRENCY)
         exposures.append(memorising.exposure(own, others))
     return memorising.exposed(exposures)
 
@@ -209,7 +209,7 @@ def parts(folder: RunFolder, arms: Mapping[str, Measured]) -> dict[str, Any]:
     """`forgetting` and `memorising` of report.json, from what `measure` wrote and the test answers."""
     if not (folder.path / FILE).is_file():
         reason = "it was left out: forgetting.probe=off"
-        return {"forgetting": _missing(reason), "memorising": _missing(reason)}
+        return {"forgetting": unmeasured(reason), "memorising": unmeasured(reason)}
     found, lines = folder.read_json(FILE), folder.read_lines(LINES)
     train = demonstrations(read_jsonl(folder.data / "train.jsonl"))
     answers = [answer_text(row.answer) for row in train]
@@ -220,7 +220,7 @@ def parts(folder: RunFolder, arms: Mapping[str, Measured]) -> dict[str, Any]:
         name: [_written(line, name) for line in lines if line["kind"] == "trained"]
         for name in ("tuned", "base")
     }
-    short = _missing(f"no training answer has {memorising.LEAST_WORDS} words")
+    short = unmeasured(f"no training answer has {memorising.LEAST_WORDS} words")
     said = [*tested.get("tuned", ()), *free, *again["tuned"]]
     texts = (message.content or "" for row in train for message in row.messages)
     return {
@@ -262,7 +262,3 @@ def _asked(row: Conversation) -> str:
 
 def _personal(text: str) -> list[str]:
     return [value for _, value in privacy.matches(text)]
-
-
-def _missing(reason: str) -> dict[str, Any]:
-    return {"value": None, "reason": reason}

@@ -21,7 +21,7 @@ from tunesmith.client import EngineClient
 from tunesmith.data.examples import Conversation, Example
 from tunesmith.data.likeness import Vectors, word_vectors
 from tunesmith.evaluate import behind as tracing
-from tunesmith.evaluate.evaluation import Measured
+from tunesmith.evaluate.evaluation import Measured, each
 from tunesmith.graders.choose import Task, choose
 from tunesmith.models import fetch
 from tunesmith.models.catalog import ENCODER, ModelSpec
@@ -192,25 +192,22 @@ async def ask_base(
 ) -> Looked:
     """How surprised the base is by a sample of the answers, and by its template's own tokens."""
     some = sampled(rows, most, seed)
-    slots = asyncio.Semaphore(CONCURRENCY)
 
     async def answer(row: Conversation) -> list[float]:
-        async with slots:
-            return await base.logprobs(row.prompt, row.answer, row.tools)
+        return await base.logprobs(row.prompt, row.answer, row.tools)
 
     async def header(row: Conversation) -> float | None:
         found = surprise.header(template, row)
         if found is None:
             return None
-        async with slots:
-            logprobs = await base.text_logprobs(found.ids)
+        logprobs = await base.text_logprobs(found.ids)
         # Nothing says how likely the first token is.
         own = logprobs[found.start - 1 :]
         return -sum(own) / len(own)
 
     turns = [row.conversations[0] for row in some]
-    headers = await asyncio.gather(*map(header, turns[:TEMPLATE_ROWS]))
-    scored = await asyncio.gather(*map(answer, turns))
+    headers = await each(turns[:TEMPLATE_ROWS], header, concurrency=CONCURRENCY)
+    scored = await each(turns, answer, concurrency=CONCURRENCY)
     strange, known = surprise.answers(
         scored, [row.answer for row in some], [row.where for row in some]
     )
