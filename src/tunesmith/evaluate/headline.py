@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 APPROACHES = {
-    "prompting": "No: prompting does",
+    "prompting": "No: a simpler way does",
     "rag": "No: look things up (RAG)",
     "fine-tuning": "Yes, fine-tune",
     "rag+fine-tuning": "Yes, with documents looked up (RAG)",
@@ -84,7 +84,7 @@ def _cost(report: Part) -> Told:
         calls = even["calls_per_month"]
         if _known(calls):
             more.append(
-                f"Pays from {calls['value']:,.0f} calls a month, against {even['instead_of']}."
+                f"Pays from {_rounded(calls['value'])} calls a month, against {even['instead_of']}."
             )
     return Told(question, duration(took), tuple(more), "cost")
 
@@ -129,6 +129,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _rounded(value: float) -> str:
+    """Two digits are all that a forecast has."""
+    return f"{float(f'{value:.2g}'):,.0f}"
 
 
 def _part(report: Part, name: str) -> Part:
