@@ -3,7 +3,7 @@
 Starting points are those of "LoRA Without Regret" (Schulman et al. 2025): adapters on all linear
 layers, alpha 32 at scale 1/r, a learning rate ten times that of full fine-tuning which hardly
 depends on the rank but falls with the model's width, small batches, and a rank by the information
-in the data. docs/hyperparameters.md has the grid that they were held against.
+in the data. docs/lab-log.md has the grid that they were held against.
 """
 
 from __future__ import annotations
